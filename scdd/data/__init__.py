@@ -1,0 +1,1 @@
+"""From files to mini-batches: atlas, splits, preprocessing, loader, simulator."""

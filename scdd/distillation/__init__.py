@@ -1,0 +1,1 @@
+"""Large atlas in, a few synthetic cells a class out."""

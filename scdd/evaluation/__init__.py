@@ -1,0 +1,1 @@
+"""Judges AnnData objects, whoever made them."""

@@ -1,0 +1,1 @@
+"""Torch modules: embeddings, conditioned blocks, expression heads."""
