@@ -1,0 +1,173 @@
+"""One file or AnnData object of an atlas: its cells, its genes and its expression matrix."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from scdd.data.expression import Expression, Values, look, remedy
+from scdd.data.matrix import MemoryMatrix, RowMatrix, open_matrix
+from scdd.errors import DataFileError, InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import anndata
+
+
+@dataclass(frozen=True)
+class Source:
+    """One opened part of an atlas."""
+
+    name: str
+    obs: pd.DataFrame
+    var_names: pd.Index
+    matrix: RowMatrix
+    layer: str
+    expression: Expression
+
+
+@dataclass(frozen=True)
+class _Store:
+    """Where matrices can be found in one file or object, before one of them is chosen."""
+
+    name: str
+    obs: pd.DataFrame
+    layers: dict[str, Callable[[], RowMatrix]]
+    var_names: dict[str, pd.Index] = field(default_factory=dict)
+
+
+def open_source(source: Any, *, layer: str, expression: str) -> Source:
+    """Open an AnnData, an ``.h5ad`` file or a ``.zarr`` store and choose its expression matrix."""
+    store = _store_of_path(Path(source)) if isinstance(source, (str, Path)) else _store_of_anndata(source)
+    if not len(store.obs):
+        raise InputError(f"{store.name} is empty: it has no cells")
+    chosen, matrix, kind = _choose(store, layer, expression)
+    names = store.var_names["raw/X" if chosen == "raw/X" else "X"]
+    if not len(names):
+        raise InputError(f"{store.name} is empty: {chosen} has no genes")
+    if matrix.shape != (len(store.obs), len(names)):
+        raise DataFileError(
+            f"{store.name} is corrupt: {chosen} is {matrix.shape[0]} x {matrix.shape[1]} "
+            f"for {len(store.obs)} cells and {len(names)} genes"
+        )
+    _refuse_duplicates(store.name, names)
+    return Source(store.name, store.obs, names, matrix, chosen, kind)
+
+
+def _choose(store: _Store, layer: str, expression: str) -> tuple[str, RowMatrix, Expression]:
+    """The first matrix whose values are of the wanted kind."""
+    if layer != "auto" and layer not in store.layers:
+        raise InputError(f"layer={layer!r} is not in {store.name}; it has {', '.join(store.layers)}")
+    wanted = ("counts", "log1p") if expression == "auto" else (expression,)
+    first = ["layers/counts", "X", "raw/X"]
+    names = [layer] if layer != "auto" else sorted(store.layers, key=lambda n: first.index(n) if n in first else 9)
+    seen: dict[str, Values] = {}
+    for kind in wanted:
+        for name in names:
+            matrix = store.layers[name]()
+            seen[name] = look(matrix)
+            if seen[name].fits(kind):
+                return name, matrix, kind  # type: ignore[return-value]
+    found = "; ".join(f"{name} {values.describe()}" for name, values in seen.items())
+    best = next((v for v in seen.values() if v.finite and not v.negative), next(iter(seen.values())))
+    raise InputError(f"{store.name} holds no {' or '.join(wanted)}: {found}; {remedy(best, wanted[0])}")
+
+
+def _store_of_anndata(adata: anndata.AnnData) -> _Store:
+    if not hasattr(adata, "obs") or not hasattr(adata, "var_names"):
+        raise InputError(f"an atlas is an AnnData, a path or a list of them, not {type(adata).__name__}")
+    if adata.isbacked:
+        if adata.is_view:
+            raise InputError("a view of a backed AnnData cannot be read by rows; call .to_memory() on it first")
+        store = _store_of_path(Path(adata.filename))
+        return _Store(store.name, adata.obs.copy(), store.layers, store.var_names)
+    name = "AnnData"
+    layers: dict[str, Callable[[], RowMatrix]] = {}
+    if adata.X is not None:
+        layers["X"] = lambda: MemoryMatrix(adata.X, f"{name}: X")
+    for key in adata.layers:
+        layers[f"layers/{key}"] = lambda key=key: MemoryMatrix(adata.layers[key], f"{name}: layers/{key}")
+    names = {"X": pd.Index(adata.var_names)}
+    if adata.raw is not None:
+        layers["raw/X"] = lambda: MemoryMatrix(adata.raw.X, f"{name}: raw/X")
+        names["raw/X"] = pd.Index(adata.raw.var_names)
+    if not layers:
+        raise InputError("the AnnData has neither X nor layers nor raw")
+    return _Store(name, adata.obs.copy(), layers, names)
+
+
+def _store_of_path(path: Path) -> _Store:
+    root = _open(path)
+    try:
+        if len(getattr(root.get("obs"), "dtype", None) or ()):
+            return _store_of_legacy(path)
+        return _store_of_group(path.name, root)
+    except (KeyError, AttributeError, ValueError, RuntimeError, TypeError) as error:
+        raise DataFileError(f"{path} is not a complete AnnData store ({error}); write the file again") from error
+
+
+def _store_of_legacy(path: Path) -> _Store:
+    """A file of anndata < 0.7, where obs is a record array: few are left and small, so read it whole."""
+    import anndata
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        store = _store_of_anndata(anndata.read_h5ad(path))
+    return _Store(path.name, store.obs, store.layers, store.var_names)
+
+
+def _store_of_group(name: str, root: Any) -> _Store:
+    from anndata.io import read_elem
+
+    with warnings.catch_warnings():
+        # Old files carry encodings that anndata reads but comments on.
+        warnings.simplefilter("ignore")
+        obs, var = read_elem(root["obs"]), read_elem(root["var"])
+        raw_var = read_elem(root["raw/var"]) if "raw" in root and "var" in root["raw"] else None
+    paths = ["X"] if "X" in root else []
+    paths += [f"layers/{key}" for key in root["layers"]] if "layers" in root else []
+    names = {"X": pd.Index(var.index)}
+    if raw_var is not None and "X" in root["raw"]:
+        paths.append("raw/X")
+        names["raw/X"] = pd.Index(raw_var.index)
+    if not paths:
+        raise ValueError("it has neither X nor layers nor raw")
+    layers = {p: (lambda p=p: open_matrix(root[p], f"{name}: {p}")) for p in paths}
+    return _Store(name, obs, layers, names)
+
+
+def _open(path: Path) -> Any:
+    if not path.exists():
+        raise DataFileError(f"{path} does not exist; check the path")
+    if path.is_dir():
+        return _open_zarr(path)
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        detail = str(error).split("(")[-1].rstrip(")")
+        raise DataFileError(f"{path} is not a readable h5ad file ({detail}); copy or write it again") from error
+
+
+def _open_zarr(path: Path) -> Any:
+    import zarr
+
+    try:
+        return zarr.open_group(str(path), mode="r")
+    except Exception as error:
+        raise DataFileError(f"{path} is a folder but not a zarr store ({type(error).__name__})") from error
+
+
+def _refuse_duplicates(name: str, var_names: pd.Index) -> None:
+    repeated = var_names[var_names.duplicated()].unique()
+    if len(repeated):
+        raise InputError(
+            f"{name} has {len(repeated)} duplicated gene names, e.g. {repeated[0]!r}; "
+            "make them unique first: adata.var_names_make_unique()"
+        )
