@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scdd.data.output import atomic_path
+from scdd.output import atomic_path
 from scdd.errors import InputError
 
 if TYPE_CHECKING:

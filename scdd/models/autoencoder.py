@@ -1,0 +1,175 @@
+"""Autoencoder of expression profiles: the latent space that codes live in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import torch
+
+from scdd.data.atlas import Atlas
+from scdd.data.loader import CellLoader
+from scdd.data.preprocess import Preprocessor
+from scdd.errors import InputError
+from scdd.models.base import Model
+from scdd.models.config import AutoencoderConfig
+from scdd.nn.autoencoder import AutoencoderNet
+from scdd.nn.heads import Observed
+from scdd.train.loop import TrainConfig, train
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from scdd.data.loader import CellBatch
+
+_BLOCK = 4_096
+
+
+class Autoencoder(Model):
+    """MLP autoencoder with standardised latents, trained on an atlas.
+
+    Parameters
+    ----------
+    atlas
+        Training cells (an :class:`scdd.Atlas`, AnnData or path).
+    preprocessor
+        Genes and scale; fitted on ``atlas`` if absent.
+    config, **changes
+        An :class:`AutoencoderConfig`, or single settings of it.
+
+    Notes
+    -----
+    The Gaussian head reads and writes log1p CP10k; the ``"nb"`` head models raw counts and needs them.
+    After training the latents are standardised per dimension with the training cells' mean and standard
+    deviation: unit noise would swamp anything smaller.
+    """
+
+    def __init__(
+        self,
+        atlas: Any = None,
+        *,
+        preprocessor: Preprocessor | None = None,
+        config: AutoencoderConfig | None = None,
+        **changes: Any,
+    ):
+        self.config = replace(config or AutoencoderConfig(), **changes)
+        self.history: list[dict[str, float]] = []
+        if atlas is None:
+            return
+        self.atlas = Atlas.of(atlas)
+        if self.config.head == "nb" and self.atlas.expression != "counts":
+            raise InputError(f"head='nb' models counts and {self.atlas.name} holds {self.atlas.expression}; pass head='gaussian'")
+        fit = {"n_top_genes": self.config.n_top_genes, "flavor": self.config.flavor}
+        self.preprocessor = preprocessor or Preprocessor.fit(self.atlas, **fit)  # type: ignore[arg-type]
+        self.net = self._build()
+
+    def _build(self) -> AutoencoderNet:
+        torch.manual_seed(self.config.seed)
+        c = self.config
+        return AutoencoderNet(
+            self.preprocessor.n_genes, c.latent, c.hidden, head=c.head, dropout=c.dropout, kl_weight=c.kl_weight
+        )
+
+    def fit(self, *, checkpoint: Path | None = None, progress: bool = True) -> Self:
+        """Train, then measure the latents' mean and standard deviation in one pass."""
+        c = self.config
+        self._start_from_data()
+        torch.manual_seed(c.seed)
+        loader = self.loader(self.atlas, batch_size=c.batch_size, shuffle=True, seed=c.seed)
+        settings = TrainConfig(
+            steps=c.steps, batch_size=c.batch_size, lr=c.lr, device=c.device, precision=c.precision, seed=c.seed, ema=0.99
+        )
+        net, self.history = train(
+            self.net, "loss", loader, settings,
+            label="autoencoder", prepare=observed, checkpoint=checkpoint, progress=progress,
+        )  # fmt: skip
+        self.net = net  # type: ignore[assignment]
+        self._standardise_latents()
+        self.net.requires_grad_(False)
+        self.fitted = True
+        return self
+
+    def _start_from_data(self) -> None:
+        p = self.preprocessor
+        assert p.mean is not None and p.std is not None, "the preprocessor is fitted, with scale"
+        self.net.gene_mean.copy_(torch.from_numpy(p.mean))
+        self.net.gene_std.copy_(torch.from_numpy(p.std))
+        from scdd.data.moments import column_moments
+
+        moments = column_moments(self.atlas)
+        where = self.atlas.var_names.astype(str).get_indexer(p.genes)
+        detected = torch.from_numpy(moments.nonzero[where] / moments.n).float()
+        self.net.head.start_from(torch.from_numpy(p.mean), detected)
+
+    def loader(self, atlas: Atlas, **options: Any) -> CellLoader:
+        """Batches of an atlas as this model wants them."""
+        counts = self.config.head == "nb"
+        # A last batch of one cell has no variance for batch norm; partial batches are dropped in training.
+        small = options["batch_size"] > atlas.n_obs
+        drop = options.get("shuffle", False) and not small
+        return CellLoader(atlas, preprocessor=self.preprocessor, counts=counts, drop_last=drop, **options)
+
+    @torch.no_grad()
+    def _standardise_latents(self) -> None:
+        total, square, n = 0.0, 0.0, 0
+        for x in self._expression(self.atlas):
+            z = self.net.encode_raw(x).double()
+            total, square, n = total + z.sum(0), square + z.square().sum(0), n + len(z)
+        mean = total / n
+        std = (square / n - mean**2).clamp_min(1e-8).sqrt()
+        self.net.latent_mean.copy_(mean)
+        self.net.latent_std.copy_(std)
+
+    def _expression(self, atlas: Atlas, rows: np.ndarray | None = None) -> Iterator[Tensor]:
+        rows = np.arange(atlas.n_obs) if rows is None else rows
+        for start in range(0, len(rows), _BLOCK):
+            yield torch.from_numpy(self.preprocessor.transform(atlas, rows[start : start + _BLOCK]))
+
+    @torch.no_grad()
+    def encode(self, cells: Any, rows: np.ndarray | None = None) -> np.ndarray:
+        """Standardised codes float32 [n, d] of an atlas or AnnData."""
+        self._require_fit()
+        atlas = Atlas.of(cells, expression=self.preprocessor.expression)
+        return np.concatenate([self.net.encode(x).numpy() for x in self._expression(atlas, rows)])
+
+    @torch.no_grad()
+    def decode(self, codes: np.ndarray, totals: np.ndarray | float = 1e4) -> np.ndarray:
+        """Expected log1p CP10k float32 [n, G] of standardised codes, never negative."""
+        self._require_fit()
+        z = torch.as_tensor(codes, dtype=torch.float32)
+        size = torch.as_tensor(totals, dtype=torch.float32).expand(len(z))
+        return self.net.decode(z, size).clamp_min(0).numpy()
+
+    def _config(self) -> dict[str, Any]:
+        return {"config": asdict(self.config), "preprocessor": self.preprocessor.to_dict()}
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return self.net.state_dict()
+
+    @classmethod
+    def _rebuild(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        model = cls(config=AutoencoderConfig(**config["config"]))
+        model.preprocessor = rebuild_preprocessor(config["preprocessor"], tensors["gene_mean"], tensors["gene_std"])
+        model.net = model._build()
+        model.net.load_state_dict(tensors)
+        model.net.eval().requires_grad_(False)
+        return model
+
+
+def observed(batch: CellBatch) -> Observed:
+    """A loader's batch as the tensors a head is trained on."""
+    counts = None if batch.counts is None else torch.from_numpy(batch.counts)
+    return Observed(torch.from_numpy(batch.x), counts, torch.from_numpy(batch.totals).float())
+
+
+def rebuild_preprocessor(state: dict[str, Any], mean: Tensor, std: Tensor) -> Preprocessor:
+    """A preprocessor from its saved genes and the scale stored among the weights."""
+    import pandas as pd
+
+    return Preprocessor(
+        pd.Index(state["genes"]), state["expression"], state["target_sum"], mean.numpy(), std.numpy()
+    )

@@ -1,0 +1,95 @@
+"""What every trained model shares: a folder of JSON and safetensors, written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import scdd
+from scdd.data.preprocess import Preprocessor
+from scdd.errors import DataFileError, InputError
+from scdd.output import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_FORMAT = 1
+
+
+class Model:
+    """A model over cells; subclasses define ``_config`` (JSON-able) and ``_tensors`` and rebuild from both."""
+
+    preprocessor: Preprocessor
+    fitted: bool = False
+
+    def _config(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _tensors(self) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    @classmethod
+    def _rebuild(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        raise NotImplementedError
+
+    def _require_fit(self) -> None:
+        if not self.fitted:
+            raise InputError(f"{type(self).__name__} is not trained yet; call .fit() first")
+
+    def save(self, path: str | Path) -> None:
+        """Write the folder ``path`` (``config.json``, ``weights.safetensors``), replacing an earlier model."""
+        self._require_fit()
+        with atomic_path(path) as temporary:
+            temporary.mkdir()
+            tensors = {name: value.detach().contiguous().cpu() for name, value in self._tensors().items()}
+            save_file(tensors, temporary / "weights.safetensors")
+            head = {"format": _FORMAT, "class": type(self).__name__, "version": scdd.__version__}
+            (temporary / "config.json").write_text(json.dumps({**head, **self._config()}, indent=1))
+            _retire(Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a folder written by :meth:`save`.
+
+        Raises
+        ------
+        DataFileError
+            The folder is missing, incomplete or unreadable.
+        InputError
+            It holds another class of model.
+        """
+        path = Path(path)
+        try:
+            config = json.loads((path / "config.json").read_text())
+            tensors = load_file(path / "weights.safetensors")
+        except Exception as error:
+            raise DataFileError(f"{path} is not a saved {cls.__name__} ({error})") from error
+        if config.get("class") != cls.__name__:
+            raise InputError(f"{path} holds a {config.get('class')}; load it with scdd.{config.get('class')}.load")
+        model = cls._rebuild(config, tensors)
+        model.fitted = True
+        return model
+
+    def weights_hash(self) -> str:
+        """A short hash of all weights: which generator made a distilled set."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self._tensors().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _retire(path: Path) -> None:
+    """Remove an earlier model so that a folder can be renamed over it; refuse a folder of something else."""
+    if not path.exists():
+        return
+    if not (path / "config.json").exists():
+        raise DataFileError(f"{path} exists and is no saved model; choose another output")
+    for name in ("config.json", "weights.safetensors"):
+        (path / name).unlink(missing_ok=True)
+    path.rmdir()

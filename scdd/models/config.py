@@ -1,0 +1,114 @@
+"""Settings of the autoencoder and of SCDG, with three presets."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from scdd.errors import InputError
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """See :class:`scdd.nn.autoencoder.AutoencoderNet` for the symbols."""
+
+    latent: int = 32
+    hidden: tuple[int, ...] = (256, 256)
+    head: str = "gaussian"
+    dropout: float = 0.1
+    kl_weight: float = 0.0
+    n_top_genes: int | None = 2_000
+    flavor: str = "auto"
+    steps: int = 1_200
+    batch_size: int = 256
+    lr: float = 1e-3
+    device: str = "auto"
+    precision: str = "32-true"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        if self.head not in ("gaussian", "nb"):
+            raise InputError(f"head={self.head!r}; choose gaussian (log1p data) or nb (counts)")
+        if self.latent < 1 or not self.hidden:
+            raise InputError(f"latent={self.latent}, hidden={self.hidden}: both need at least one unit")
+
+
+@dataclass(frozen=True)
+class SCDGConfig:
+    """Settings of the single-step generator; ``t_star`` and ``T`` as in ``docs/scdd.md``."""
+
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    objective: str = "code_then_noise"
+    parameterisation: str = "v"
+    width: int = 256
+    depth: int = 3
+    timesteps: int = 1_000
+    t_star: int = 250
+    guidance: float = 0.0
+    condition_dropout: float = 0.1
+    weight_latent: float = 1.0
+    weight_expression: float = 1.0
+    weight_classifier: float = 0.1
+    steps: int = 1_200
+    batch_size: int = 256
+    lr: float = 1e-3
+    ema: float = 0.999
+    device: str = "auto"
+    precision: str = "32-true"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.autoencoder, dict):
+            object.__setattr__(self, "autoencoder", AutoencoderConfig(**self.autoencoder))
+        if self.objective not in ("code_then_noise", "mean_flow"):
+            raise InputError(f"objective={self.objective!r}; choose code_then_noise or mean_flow")
+        if self.parameterisation not in ("v", "x0", "eps"):
+            raise InputError(f"parameterisation={self.parameterisation!r}; choose v, x0 or eps")
+        if not 1 <= self.t_star <= self.timesteps:
+            raise InputError(f"t_star={self.t_star}; it lies in 1..{self.timesteps}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+# `faithful` reconstructs scDD from its abstract and building blocks; no setting of the authors is public.
+PRESETS: dict[str, SCDGConfig] = {
+    "fast": SCDGConfig(),
+    "quality": SCDGConfig(
+        autoencoder=AutoencoderConfig(latent=64, hidden=(512, 512), steps=6_000),
+        width=512,
+        depth=4,
+        steps=8_000,
+    ),
+    "faithful": SCDGConfig(
+        autoencoder=AutoencoderConfig(
+            latent=128, hidden=(1_024, 1_024, 1_024), n_top_genes=None, steps=150_000, batch_size=128, lr=5e-4
+        ),
+        width=512,
+        depth=4,
+        steps=600_000,
+        batch_size=128,
+        lr=1e-4,
+        ema=0.9999,
+    ),
+}
+
+
+def resolve_config(preset: str, changes: dict[str, Any]) -> SCDGConfig:
+    """A preset with single settings changed; names of the autoencoder's settings carry ``autoencoder_``.
+
+    ``seed``, ``device`` and ``precision`` apply to both stages.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"preset={preset!r}; choose one of {', '.join(PRESETS)}")
+    config, own = PRESETS[preset], {f.name for f in fields(SCDGConfig)}
+    shared = {k: v for k, v in changes.items() if k in ("seed", "device", "precision")}
+    outer = {k: v for k, v in changes.items() if not k.startswith("autoencoder_")}
+    inner = {k.removeprefix("autoencoder_"): v for k, v in changes.items() if k.startswith("autoencoder_")}
+    unknown = [k for k in outer if k not in own]
+    unknown += [k for k in inner if k not in {f.name for f in fields(AutoencoderConfig)}]
+    if unknown:
+        raise InputError(f"unknown setting {unknown[0]!r}; see scdd.models.config.SCDGConfig for their names")
+    return replace(config, autoencoder=replace(config.autoencoder, **{**shared, **inner}), **outer)

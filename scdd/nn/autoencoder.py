@@ -1,0 +1,92 @@
+"""An MLP autoencoder of expression with standardised latents."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from scdd.nn.heads import GaussianHead, NegativeBinomialHead, Observed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HEADS = {"gaussian": GaussianHead, "nb": NegativeBinomialHead}
+
+
+def mlp(sizes: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
+    """Linear, batch norm, SiLU and dropout for each pair of ``sizes``.
+
+    Batch norm as in SCimilarity's autoencoder: models are in evaluation mode, with frozen statistics,
+    whenever codes are encoded, decoded or distilled.
+    """
+    layers: list[nn.Module] = []
+    for wide_in, wide_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(wide_in, wide_out), nn.BatchNorm1d(wide_out), nn.SiLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+class AutoencoderNet(nn.Module):
+    """``z = E(x)``, ``x^ = head(D(z))``; codes outside are ``(z - mean) / std``, per dimension.
+
+    Parameters
+    ----------
+    genes, latent
+        G and d.
+    hidden
+        Widths from the genes to the latent; the decoder mirrors them.
+    head
+        ``"gaussian"`` on log1p data, ``"nb"`` on counts.
+    kl_weight
+        Above 0 the encoder is variational, ``q(z|x) = N(E(x), s^2)`` with one learnt s a dimension.
+    """
+
+    def __init__(
+        self,
+        genes: int,
+        latent: int,
+        hidden: Sequence[int],
+        *,
+        head: str = "gaussian",
+        dropout: float = 0.0,
+        kl_weight: float = 0.0,
+    ):
+        super().__init__()
+        self.kl_weight = kl_weight
+        self.register_buffer("gene_mean", torch.zeros(genes))
+        self.register_buffer("gene_std", torch.ones(genes))
+        self.register_buffer("latent_mean", torch.zeros(latent))
+        self.register_buffer("latent_std", torch.ones(latent))
+        self.encoder = nn.Sequential(mlp([genes, *hidden], dropout=dropout), nn.Linear(hidden[-1], latent))
+        self.log_noise = nn.Parameter(torch.full((latent,), -1.0), requires_grad=kl_weight > 0)
+        self.decoder = mlp([latent, *reversed(hidden)], dropout=dropout)
+        self.head = HEADS[head](hidden[0], genes)
+
+    def encode_raw(self, x: Tensor) -> Tensor:
+        """``E(x)`` [B, d] before standardisation; genes are z-scored and clipped at 10 on the way in."""
+        return self.encoder(((x - self.gene_mean) / self.gene_std).clamp(-10, 10))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Standardised codes [B, d] of log1p CP10k [B, G]."""
+        return (self.encode_raw(x) - self.latent_mean) / self.latent_std
+
+    def features(self, code: Tensor) -> Tensor:
+        """Decoder features [B, H] of standardised codes, the input of the head."""
+        return self.decoder(code * self.latent_std + self.latent_mean)
+
+    def decode(self, code: Tensor, totals: Tensor) -> Tensor:
+        """``E[log1p CP10k]`` [B, G] of standardised codes."""
+        return self.head.expected(self.features(code), totals)
+
+    def loss(self, observed: Observed, generator: torch.Generator) -> dict[str, Tensor]:
+        """Reconstruction, plus ``kl_weight * KL(q(z|x) || N(0, I))``."""
+        z = self.encode_raw(observed.x)
+        losses = {}
+        if self.kl_weight > 0:
+            variance = (2 * self.log_noise).exp()
+            kl = 0.5 * (z.square() + variance - 1 - 2 * self.log_noise).sum(1).mean()
+            losses["kl"] = self.kl_weight * kl
+            z = z + self.log_noise.exp() * torch.randn(z.shape, generator=generator).to(z)
+        losses["reconstruction"] = self.head.loss(self.decoder(z), observed)
+        return losses

@@ -1,0 +1,149 @@
+"""Expression heads: what a decoder's features say about a cell, as a loss, an expectation and a draw.
+
+Every head speaks log1p CP10k on its outside, so that models and distillation need not know which it is.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TARGET_SUM = 1e4
+
+
+class Observed(NamedTuple):
+    """What a head is trained on: ``x`` log1p CP10k [B, G]; raw ``counts`` [B, G] and ``totals`` [B]."""
+
+    x: Tensor
+    counts: Tensor | None
+    totals: Tensor
+
+
+class GaussianHead(nn.Module):
+    """``x ~ d * N(m / p, s^2)``, ``d ~ Bernoulli(p)``: expectation ``m`` by squared error, ``p`` detected.
+
+    The squared error alone fits ``m = E[x | z]``; detection only serves draws, which need zeros.
+    """
+
+    needs_counts = False
+
+    def __init__(self, width: int, genes: int):
+        super().__init__()
+        self.expectation, self.detection = nn.Linear(width, genes), nn.Linear(width, genes)
+        # Spread of a gene where it is detected; a running estimate, not trained.
+        self.register_buffer("spread", torch.full((genes,), 0.5))
+
+    def start_from(self, mean: Tensor, detected: Tensor) -> None:
+        """Begin at the training cells' mean and detection rate of each gene."""
+        with torch.no_grad():
+            self.expectation.bias.copy_(mean)
+            self.detection.bias.copy_(torch.logit(detected.clamp(1e-3, 1 - 1e-3)))
+
+    def loss(self, features: Tensor, observed: Observed) -> Tensor:
+        """Sum over genes of squared error plus detection cross-entropy, mean over cells."""
+        mean, logit, seen = self.expectation(features), self.detection(features), observed.x > 0
+        if self.training:
+            self._follow_spread(mean.detach(), logit.detach(), observed.x, seen)
+        error = (observed.x - mean).square()
+        detection = F.binary_cross_entropy_with_logits(logit, seen.to(logit.dtype), reduction="none")
+        return (error + 0.1 * detection).sum(1).mean()
+
+    def _follow_spread(self, mean: Tensor, logit: Tensor, x: Tensor, seen: Tensor) -> None:
+        level = mean.clamp_min(0) / torch.sigmoid(logit).clamp_min(1e-2)
+        square = torch.where(seen, (x - level).square(), 0).sum(0) / seen.sum(0).clamp_min(1)
+        update = torch.where(seen.any(0), square.sqrt().clamp(0.05, 2.0), self.spread)
+        self.spread.lerp_(update, 0.02)
+
+    def expected(self, features: Tensor, totals: Tensor) -> Tensor:
+        """``E[log1p CP10k]`` [B, G]. Linear, so that silent genes keep a gradient; clamp on export."""
+        return self.expectation(features)
+
+    def draw(self, features: Tensor, totals: Tensor, depth: Tensor, generator: torch.Generator) -> Tensor:
+        """The mean of ``depth`` [B] independent draws of each row's cell, in closed form [B, G].
+
+        The number of detections is binomial, and the sum of that many normals is normal.
+        """
+        mean, p = self.expectation(features).clamp_min(0), torch.sigmoid(self.detection(features))
+        hits = torch.binomial(depth[:, None].expand_as(p).contiguous(), p, generator=generator)
+        noise = torch.randn(p.shape, generator=generator)
+        value = hits * (mean / p.clamp_min(1e-2)) + hits.sqrt() * self.spread * noise
+        return (value / depth[:, None]).clamp_min(0)
+
+
+class NegativeBinomialHead(nn.Module):
+    """``count ~ NB(total * rho, theta)``: ``rho`` a softmax over the genes and one column for all others.
+
+    Variance ``mu + mu^2 / theta``, ``theta`` per gene (Lopez et al. 2018, without zero inflation).
+    """
+
+    needs_counts = True
+
+    def __init__(self, width: int, genes: int):
+        super().__init__()
+        self.share = nn.Linear(width, genes + 1)
+        self.log_theta = nn.Parameter(torch.zeros(genes))
+
+    def start_from(self, mean: Tensor, detected: Tensor) -> None:
+        """Begin at the training cells' mean expression of each gene."""
+        rate = torch.expm1(mean).clamp_min(1e-3) / TARGET_SUM
+        rest = (1 - rate.sum()).clamp_min(0.01)
+        with torch.no_grad():
+            self.share.bias.copy_(torch.cat([rate, rest[None]]).log())
+
+    def rate(self, features: Tensor, totals: Tensor) -> Tensor:
+        """``mu = total * rho`` [B, G]."""
+        return torch.softmax(self.share(features), 1)[:, :-1] * totals[:, None]
+
+    def loss(self, features: Tensor, observed: Observed) -> Tensor:
+        """Negative log-likelihood, summed over genes, mean over cells."""
+        assert observed.counts is not None, "the negative-binomial head is trained on counts"
+        mu, theta, k = self.rate(features, observed.totals) + 1e-8, self.log_theta.exp(), observed.counts
+        log_mass = (
+            torch.lgamma(k + theta) - torch.lgamma(theta) - torch.lgamma(k + 1)
+            + theta * (theta.log() - (theta + mu).log())
+            + k * (mu.log() - (theta + mu).log())
+        )  # fmt: skip
+        return -log_mass.sum(1).mean()
+
+    def expected(self, features: Tensor, totals: Tensor) -> Tensor:
+        """``E[log1p(10^4 count / total)]`` [B, G], by summing the first masses of the distribution."""
+        return expected_log1p(self.rate(features, totals), self.log_theta.exp(), TARGET_SUM / totals[:, None])
+
+    def draw_counts(self, features: Tensor, totals: Tensor, generator: torch.Generator) -> Tensor:
+        """One gamma-Poisson draw of every cell's counts [B, G]."""
+        mu, theta = self.rate(features, totals), self.log_theta.exp().expand(len(features), -1)
+        gamma = torch._standard_gamma(theta.contiguous(), generator=generator) / theta
+        return torch.poisson(mu * gamma, generator=generator)
+
+    def draw(self, features: Tensor, totals: Tensor, depth: Tensor, generator: torch.Generator) -> Tensor:
+        """The mean of ``depth`` [B] independent draws of each row's cell, in log1p CP10k [B, G]."""
+        total = torch.zeros(len(features), len(self.log_theta))
+        for number in range(int(depth.max())):
+            rows = (depth > number).nonzero()[:, 0]
+            counts = self.draw_counts(features[rows], totals[rows], generator)
+            total[rows] += torch.log1p(TARGET_SUM * counts / totals[rows, None])
+        return total / depth[:, None]
+
+
+def expected_log1p(mu: Tensor, theta: Tensor, scale: Tensor, terms: int = 12) -> Tensor:
+    """``E[log1p(scale * k)]``, ``k ~ NB(mu, theta)``: exact masses up to ``terms``, then a delta-method tail.
+
+    The log of a mean is not the mean of a log: at one count a cell and scale 5 the two differ by 40 %.
+    """
+    mass = torch.exp(theta * (theta.log() - (theta + mu).log()))
+    ratio = mu / (theta + mu)
+    total, first, second, sure = torch.zeros_like(mu), torch.zeros_like(mu), torch.zeros_like(mu), mass
+    for k in range(1, terms + 1):
+        mass = mass * ratio * ((k - 1 + theta) / k)
+        total = total + mass * torch.log1p(scale * k)
+        first, second, sure = first + k * mass, second + k * k * mass, sure + mass
+    tail = (1 - sure).clamp_min(1e-6)
+    centre = ((mu - first) / tail).clamp_min(terms + 1)
+    square = (mu + mu.square() * (1 + 1 / theta) - second) / tail
+    spread = (square - centre.square()).clamp_min(0)
+    bend = spread * (scale / (1 + scale * centre)).square() / 2
+    # Once nothing is left in the tail its moments are rounding errors, and the sum is complete.
+    return total + torch.where(1 - sure > 1e-5, tail * (torch.log1p(scale * centre) - bend).clamp_min(0), 0.0)
