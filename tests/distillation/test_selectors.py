@@ -257,6 +257,15 @@ def test_knn_smoothed_averages_six():
         np.testing.assert_allclose(values, cells.expression[near].mean(axis=0), rtol=1e-5)
 
 
+def test_a_seed_is_in_its_own_pool_among_duplicates():
+    cells = make_cells(30)
+    cells.embedding[:] = 1.0
+    got = select("knn_smoothed", cells, 8)
+    np.testing.assert_allclose(
+        got.expression[7], cells.expression[[7, 0, 1, 2, 3, 4]].mean(axis=0), rtol=1e-5
+    )
+
+
 def test_shrunk_is_half_way():
     cells, label = blobs()
     got = select("shrunk", cells, 3)
