@@ -1,0 +1,87 @@
+"""How an operator finds its implementation, and how it is made known to PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Implementation = Literal["auto", "reference", "triton"]
+
+# Both are read once: Triton itself reads TRITON_INTERPRET when a kernel is defined, and a compiled graph must
+# not search the disk for a package.
+INTERPRET: Final = os.environ.get("TRITON_INTERPRET", "").lower() in {"1", "true", "on", "yes", "y"}
+TRITON_INSTALLED: Final = importlib.util.find_spec("triton") is not None
+
+TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+
+_LIBRARY = torch.library.Library("scdd", "FRAGMENT")
+
+
+def define(
+    schema: str,
+    *,
+    reference: Callable[..., object],
+    kernel: Callable[..., object],
+    fake: Callable[..., object],
+) -> torch._ops.OpOverload:
+    """Register one operator as ``scdd::<name>`` and return it.
+
+    CPU tensors get `reference`, CUDA tensors `kernel`. Under ``TRITON_INTERPRET=1`` CPU tensors get `kernel`
+    too, so that the tests of an operator exercise its Triton code without a GPU.
+
+    No gradient is registered: an ``autograd.Function`` around the operator costs less a call.
+    """
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema)
+    _LIBRARY.impl(name, kernel if INTERPRET else reference, "CPU")
+    _LIBRARY.impl(name, kernel, "CUDA")
+    torch.library.register_fake(f"scdd::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.scdd, name).default
+
+
+def is_fused(implementation: Implementation, x: torch.Tensor, *, width: int, max_width: int) -> bool:
+    """Whether the registered operator answers for `x`, or else the plain definition.
+
+    Raises
+    ------
+    ValueError
+        `implementation` is unknown, or it is ``"triton"`` and Triton can not take `x`. A named implementation
+        is never replaced by another.
+    """
+    if implementation == "reference":
+        return False
+    if implementation == "auto":
+        if x.device.type == "cpu" and not INTERPRET:
+            return True
+        return _triton_refusal(x, width, max_width) is None
+    if implementation != "triton":
+        known = ", ".join(repr(name) for name in get_args(Implementation))
+        raise ValueError(f"implementation is {implementation!r}; choose one of {known}")
+    refusal = _triton_refusal(x, width, max_width)
+    if refusal is not None:
+        raise ValueError(
+            f"implementation='triton' is not possible here: {refusal}, or use 'auto' or 'reference'"
+        )
+    return True
+
+
+def _triton_refusal(x: torch.Tensor, width: int, max_width: int) -> str | None:
+    """Why the Triton kernels can not take `x` and what would help, or None where they can."""
+    if not TRITON_INSTALLED:
+        return "Triton is not installed; `pip install triton` (Linux)"
+    if x.device.type != "cuda" and not (INTERPRET and x.device.type == "cpu"):
+        return (
+            f"x is on {x.device} and the kernels run on CUDA; move the tensors with .cuda(), "
+            "set TRITON_INTERPRET=1 before Python starts (a slow interpreter for tests)"
+        )
+    if x.dtype not in TRITON_DTYPES:
+        return f"x has dtype {x.dtype} and the kernels compute in float32; cast with .float()"
+    if width > max_width:
+        return f"x has width {width} and the kernels hold a row of at most {max_width}; split the rows"
+    return None
