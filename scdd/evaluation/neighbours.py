@@ -33,7 +33,9 @@ class CosineNeighbours(ClassifierMixin, BaseEstimator):
     def fit(self, x: np.ndarray, y: np.ndarray, sample_weight: np.ndarray | None = None) -> CosineNeighbours:
         """Learn the components and remember the rows: x [n, G], y [n], sample_weight [n]."""
         self.classes_, self.codes_ = np.unique(y, return_inverse=True)
-        self.weight_ = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        self.weight_ = (
+            np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)
+        )
         size = max(1, min(self.n_components, len(x) - 1, x.shape[1]))
         # The randomized solver needs far more rows and columns than components to be exact enough.
         solver = "randomized" if min(x.shape) > 10 * size else "full"
