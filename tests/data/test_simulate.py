@@ -168,6 +168,19 @@ def test_fit_recovers_the_truth(truth, reference):
     assert np.corrcoef(fitted.dispersion[common], truth.dispersion[common])[0, 1] > 0.9
 
 
+@pytest.mark.parametrize("library_size", [15.0, 60.0])
+def test_fit_knows_the_noise_of_shallow_cells(library_size):
+    truth = design_count_model(
+        n_genes=300, n_classes=1, dispersion=0.5, library_size=library_size, library_sd=0.3
+    )
+    fitted = fit_count_model(simulate(truth, n_cells=20_000))
+    common = truth.fraction[0] > 3e-3
+    assert np.median(fitted.dispersion[common]) == pytest.approx(0.5, abs=0.04)
+    if library_size > 20:  # below, log T is far from normal
+        assert fitted.log_size_mean[0] == pytest.approx(np.log(library_size), abs=0.03)
+        assert fitted.log_size_sd[0] == pytest.approx(0.3, abs=0.025)
+
+
 def test_simulated_from_a_reference_looks_like_it(reference):
     copy = simulate(reference, n_cells=12_000, seed=1)
     assert list(copy.var_names) == list(reference.var_names)
