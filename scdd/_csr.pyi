@@ -15,8 +15,8 @@ def gather_dense(
     totals: NDArray[np.float64] | None = None,
     target_sum: float = 0.0,
     log1p: bool = False,
-    mean: NDArray[np.float32] | None = None,
-    inverse_std: NDArray[np.float32] | None = None,
+    mean: np.ndarray | None = None,
+    inverse_std: np.ndarray | None = None,
     clip: float = 0.0,
     threads: int = 1,
 ) -> NDArray[np.float64]: ...
