@@ -65,9 +65,7 @@ def is_fused(implementation: Implementation, x: torch.Tensor, *, width: int, max
         raise ValueError(f"implementation is {implementation!r}; choose one of {known}")
     refusal = _triton_refusal(x, width, max_width)
     if refusal is not None:
-        raise ValueError(
-            f"implementation='triton' is not possible here: {refusal}, or use 'auto' or 'reference'"
-        )
+        raise ValueError(f"implementation='triton' can not be had: {refusal}, or use 'auto' or 'reference'")
     return True
 
 

@@ -94,7 +94,8 @@ def modulate_bwd_kernel(
         # [BC, BN]
         b_dy = load_wide(dy + p, m)
         b_h = load_wide(h + p, m)
-        b_normed = tl.where(m, (b_h - b_mean[:, None]) * b_rstd[:, None], 0.0)
+        # outside the mask this is not zero, but b_dy is
+        b_normed = (b_h - b_mean[:, None]) * b_rstd[:, None]
         b_dscale += b_dy * b_normed
         if SUM_SHIFT:
             b_dshift += b_dy
