@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
 
 from scdd.evaluation.inputs import sample_rows
 
@@ -45,9 +46,11 @@ class Components:
             place = np.pad(joint, ((0, 0), (0, 2)))[:, :2]
         else:
             perplexity = min(30.0, (len(joint) - 1) / 3)
-            place = TSNE(
-                2, max_iter=600, perplexity=perplexity, init="pca", random_state=self.seed
-            ).fit_transform(joint)
+            # One thread: sums in any other order would move the cells.
+            with threadpool_limits(1):
+                place = TSNE(
+                    2, max_iter=600, perplexity=perplexity, init="pca", random_state=self.seed
+                ).fit_transform(joint)
         return place[: len(self.real)], place[len(self.real) :]
 
 

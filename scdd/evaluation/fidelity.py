@@ -64,8 +64,8 @@ def _same_mix(real: CellSet, made: CellSet, n_classes: int, n_real: int, seed: i
     for code in np.flatnonzero(wanted):
         members = np.flatnonzero(real.codes == code)
         size = max(1, round(n_real * wanted[code] / wanted.sum()))
-        # A class with too few cells is drawn with repetition, or the mix would not hold.
-        kept.append(rng.choice(members, size=size, replace=size > len(members)))
+        # A class with too few cells is gone through again and again, or the mix would not hold.
+        kept.append(np.resize(rng.permutation(members), size))
     return real.take(np.concatenate(kept))
 
 

@@ -101,7 +101,7 @@ def gather(
     real = [] if train is None else [_open("train", train, label_key, expression)]
     real.append(_open("test", test, label_key, expression))
     genes, notes = _shared_genes(made, real)
-    _check_overlap(made, real[-1])
+    _check_labels(made, real[-1])
     classes = tuple(sorted({name for part in made + real for name in part.labels.names}))
     read = {part.name: _read(part, genes, classes, max_cells) for part in made + real}
     notes += _label_notes(made, real) + _size_notes(read, real) + _leak_notes(real)
@@ -168,8 +168,12 @@ def _shared_genes(made: list[_Opened], real: list[_Opened]) -> tuple[pd.Index, l
     return genes, notes
 
 
-def _check_overlap(made: list[_Opened], test: _Opened) -> None:
+def _check_labels(made: list[_Opened], test: _Opened) -> None:
     for part in made:
+        if len(part.labels.names) < 2:
+            raise InputError(
+                f"{part.name} has only the class {part.labels.names[0]!r}; a classifier needs two"
+            )
         if not set(part.labels.names) & set(test.labels.names):
             raise InputError(
                 f"no label of {part.name} (e.g. {part.labels.names[0]!r}) is in test "

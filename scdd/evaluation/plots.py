@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+
+from scdd.evaluation.contest import DISTILLED, RANDOM, WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from scdd.evaluation.fidelity import Fidelity
 
 # Okabe and Ito's colours, told apart by every common kind of colour vision.
-REAL, DISTILLED, RANDOM = "#4d4d4d", "#d55e00", "#0072b2"
+GREY, ORANGE, BLUE = "#4d4d4d", "#d55e00", "#0072b2"
 # Paul Tol's "muted" set; classes beyond nine share a colour and are told apart by their number.
 CLASS_COLOURS = (
     "#332288",
@@ -81,23 +84,14 @@ def class_figure(table: pd.DataFrame, shown: dict[str, str]) -> str:
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas(0.9 + 0.27 * len(table))
         place = np.arange(len(table))[::-1]
-        axes.barh(place, table["distilled"], height=0.62, color=DISTILLED, label="distilled")
-        for name, colour, marker in (
-            ("whole data", "#111111", "|"),
-            ("stratified random (same size)", RANDOM, "o"),
-        ):
-            if name in table:
-                size, edge = (90, 2.2) if marker == "|" else (18, 0.6)
-                axes.scatter(
-                    table[name],
-                    place,
-                    s=size,
-                    marker=marker,
-                    color=colour,
-                    linewidths=edge,
-                    label=name,
-                    zorder=3,
-                )
+        axes.barh(place, table[DISTILLED], height=0.62, color=ORANGE, label=DISTILLED)
+        if WHOLE in table:
+            axes.scatter(
+                table[WHOLE], place, s=90, marker="|", c="#111111", linewidths=2.2, label=WHOLE, zorder=3
+            )
+        if RANDOM in table:
+            dots = {"s": 26, "c": BLUE, "edgecolors": "white", "linewidths": 0.7}
+            axes.scatter(table[RANDOM], place, **dots, label=RANDOM, zorder=4)
         axes.set(xlim=(0, 1.02), ylim=(-0.7, len(table) - 0.3), xlabel="F1, mean of classifiers and seeds")
         axes.set_yticks(place, [shown[name] for name in table.index])
         axes.tick_params(axis="y", length=0)
@@ -113,7 +107,7 @@ def zero_figure(fidelity: Fidelity) -> str:
         figure, axes = _canvas(3.5, _NARROW)
         axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
         real, made = fidelity.zero_real, fidelity.zero_distilled
-        axes.scatter(real, made, s=6, color=DISTILLED, alpha=0.35, linewidths=0, rasterized=True)
+        axes.scatter(real, made, s=6, color=ORANGE, alpha=0.35, linewidths=0, rasterized=True)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
         axes.set(xlabel="share of zeros in real cells", ylabel="in distilled rows")
         return _svg(figure, "Share of zeros of every gene")
@@ -123,7 +117,7 @@ def cumulative_figure(real: np.ndarray, made: np.ndarray, label: str) -> str:
     """Cumulative distribution of a number per cell, real against distilled."""
     with mpl.rc_context(_STYLE):
         figure, axes = _canvas(2.5, _NARROW)
-        for values, colour, name, width in ((real, REAL, "real", 1.4), (made, DISTILLED, "distilled", 2.0)):
+        for values, colour, name, width in ((real, GREY, "real", 1.4), (made, ORANGE, DISTILLED, 2.0)):
             axes.ecdf(values, color=colour, linewidth=width, label=name)
         axes.set(xlabel=label, ylabel="share of cells below")
         axes.set_xlim(left=0)
@@ -162,7 +156,7 @@ def _mark_of(classes: Sequence[str], code: int) -> str:
 
 def _mark(axes: Axes, place: np.ndarray, text: str) -> None:
     box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-    axes.text(*place, text, ha="center", va="center", fontsize=8, fontweight="semibold", bbox=box, zorder=5)
+    axes.text(*place, text, ha="center", va="center", fontsize=8, fontweight="bold", bbox=box, zorder=5)
 
 
 def _densest(places: np.ndarray) -> np.ndarray:
@@ -173,9 +167,10 @@ def _densest(places: np.ndarray) -> np.ndarray:
 def _svg(figure: Figure, title: str) -> str:
     """SVG to stand inside HTML: no prologue, no metadata, no ids that two figures would share."""
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    with warnings.catch_warnings():
+        # Only the font used for measuring lacks the glyph; the reader's browser will have it.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -89,26 +89,31 @@ def _rivals(summary: pd.DataFrame) -> list[str]:
     """One sentence for every set of the same kind that scores higher by mean or by worst classifier."""
     own, said = summary.loc[DISTILLED], []
     for name, rival in summary.drop(index=[DISTILLED, WHOLE, WEIGHTED], errors="ignore").iterrows():
-        better_mean = rival["macro_f1"] > own["macro_f1"]
-        better_worst = rival["worst_recovery"] > own["worst_recovery"]
-        if not (better_mean or better_worst):
-            continue
-        reasons = []
-        if better_mean:
-            reasons.append(f"mean macro-F1 {rival['macro_f1']:.3f} against {own['macro_f1']:.3f}")
-        if better_worst:
-            shares = _percent(rival["worst_recovery"]), _percent(own["worst_recovery"])
-            reasons.append(f"worst classifier {shares[0]} against {shares[1]}")
-        where = " and ".join(reasons)
-        said.append(f"The baseline “{name}” does better: {where}{_level(own, rival, better_mean)}.")
+        reasons = [_by_mean(own, rival), _by_worst(own, rival)]
+        if any(reasons):
+            said.append(f"The baseline “{name}” does better: {'; '.join(filter(None, reasons))}.")
     if not said and RANDOM in summary.index:
         said = ["No baseline does better, by mean or by worst classifier."]
     return said
 
 
-def _level(own: pd.Series, rival: pd.Series, better_mean: bool) -> str:
-    overlap = rival["macro_f1_low"] <= own["macro_f1_high"] and own["macro_f1_low"] <= rival["macro_f1_high"]
-    return " (the intervals of the means overlap)" if better_mean and overlap else ""
+def _by_mean(own: pd.Series, rival: pd.Series) -> str:
+    if np.isnan(own["recovery"]):
+        column, name, say = "macro_f1", "macro-F1", "{:.3f}".format
+    else:
+        column, name, say = "recovery", "recovery", _percent
+    if not rival[column] > own[column]:
+        return ""
+    level = rival[f"{column}_low"] <= own[f"{column}_high"]
+    aside = " (the intervals overlap)" if level else ""
+    return f"mean {name} {say(rival[column])} against {say(own[column])}{aside}"
+
+
+def _by_worst(own: pd.Series, rival: pd.Series) -> str:
+    column = "worst_recovery"
+    if not rival[column] > own[column]:
+        return ""
+    return f"worst classifier {_percent(rival[column])} against {_percent(own[column])}"
 
 
 def _balance(summary: pd.DataFrame) -> list[str]:
