@@ -71,10 +71,9 @@ def _norm_backward(
     dy: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the modulated layer norm, in the dtype of `dy`."""
-    width = x.shape[-1:]
-    dnormed = torch.addcmul(dy, dy, scale)
+    # the gradient of the normed rows is not named, so that its memory is free again for the next temporary
     dx, _, _ = torch.ops.aten.native_layer_norm_backward(
-        dnormed, x, width, mean, rstd, None, None, [True, False, False]
+        torch.addcmul(dy, dy, scale), x, x.shape[-1:], mean, rstd, None, None, [True, False, False]
     )
     dscale = _sum_rows((x - mean).mul_(rstd).mul_(dy))
     dshift = dy.sum(1) if dy.ndim == 3 else dy.new_empty(0)
