@@ -149,6 +149,21 @@ class Atlas:
         other.obs = self.obs.iloc[positions]
         return other
 
+    def within_memory(self, limit: int = 1 << 30) -> Atlas:
+        """This atlas, its matrix held in memory if that takes at most ``limit`` bytes; else as it is."""
+        if self.in_memory is not None:
+            return self
+        share = self.n_obs / max(len(self._starts) and int(self._starts[-1]), 1)
+        if share * sum(source.matrix.nbytes for source in self._sources) > limit:
+            return self
+        csr = sparse.vstack([block for _, block in self.blocks()], format="csr")
+        matrix = MemoryMatrix(csr, f"{self.name}: {self.layer}")
+        other = self.subset(np.arange(self.n_obs))
+        other._sources = [Source(self.name, self.obs, self.var_names, matrix, self.layer, self.expression)]
+        other._columns, other._starts = [None], np.array([0, self.n_obs])
+        other.rows = np.arange(self.n_obs, dtype=np.int64)
+        return other
+
     def column(self, key: str) -> pd.Series:
         """A column of ``obs``."""
         if key not in self.obs:

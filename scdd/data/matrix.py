@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class RowMatrix(Protocol):
-    """What an atlas needs of a matrix: its shape and runs of consecutive rows as float32 CSR."""
+    """What an atlas needs of a matrix: its shape, its size as float32 CSR, and runs of rows."""
 
     shape: tuple[int, int]
     place: str
+    nbytes: int
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows ``start:stop``."""
@@ -30,6 +31,7 @@ class MemoryMatrix:
         self.place = place
         self.csr = _as_csr(values)
         self.shape = self.csr.shape
+        self.nbytes = 8 * self.csr.nnz
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows ``start:stop``."""
@@ -44,6 +46,7 @@ class StoredCsr:
         self._data, self._indices = group["data"], group["indices"]
         self.indptr = np.asarray(group["indptr"][...]).astype(np.int64)
         self._check()
+        self.nbytes = 8 * len(self._data)
 
     def _check(self) -> None:
         fault = None
@@ -80,6 +83,7 @@ class StoredDense:
     def __init__(self, array: Any, place: str):
         self.place, self._array = place, array
         self.shape = tuple(array.shape)
+        self.nbytes = 8 * self.shape[0] * self.shape[1]
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows ``start:stop``."""

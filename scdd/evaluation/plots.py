@@ -138,7 +138,7 @@ def numbered(n_classes: int) -> bool:
 
 def class_label(name: str, number: int, n_classes: int) -> str:
     """Name a class beside its bar, with its number where the map shows numbers."""
-    return f"{shorten(name)}  {number}" if numbered(n_classes) else shorten(name)
+    return f"{shorten(name)}  #{number}" if numbered(n_classes) else shorten(name)
 
 
 def _canvas(height: float, width: float = _WIDTH) -> tuple[Figure, Axes]:

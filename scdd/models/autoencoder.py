@@ -60,7 +60,7 @@ class Autoencoder(Model):
         self.history: list[dict[str, float]] = []
         if atlas is None:
             return
-        self.atlas = Atlas.of(atlas)
+        self.atlas = Atlas.of(atlas).within_memory()
         if self.config.head == "nb" and self.atlas.expression != "counts":
             raise InputError(f"head='nb' models counts and {self.atlas.name} holds {self.atlas.expression}; pass head='gaussian'")
         fit = {"n_top_genes": self.config.n_top_genes, "flavor": self.config.flavor}

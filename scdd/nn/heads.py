@@ -61,16 +61,22 @@ class GaussianHead(nn.Module):
         """``E[log1p CP10k]`` [B, G]. Linear, so that silent genes keep a gradient; clamp on export."""
         return self.expectation(features)
 
-    def draw(self, features: Tensor, totals: Tensor, depth: Tensor, generator: torch.Generator) -> Tensor:
-        """The mean of ``depth`` [B] independent draws of each row's cell, in closed form [B, G].
+    def draw(
+        self, features: Tensor, totals: Tensor, generator: torch.Generator, *, depth: int = 1, shared: bool = False
+    ) -> Tensor:
+        """The mean of ``depth`` independent draws of each row's cell [B, G].
 
-        The number of detections is binomial, and the sum of that many normals is normal.
+        With ``shared`` all rows see the same random numbers: two rows that agree on a gene then get the
+        very same value of it, and what differs between them is what their features say.
         """
         mean, p = self.expectation(features).clamp_min(0), torch.sigmoid(self.detection(features))
-        hits = torch.binomial(depth[:, None].expand_as(p).contiguous(), p, generator=generator)
-        noise = torch.randn(p.shape, generator=generator)
+        shape = (1, p.shape[1]) if shared else p.shape
+        hits = torch.zeros_like(p)
+        for _ in range(depth):
+            hits += torch.rand(shape, generator=generator).to(p) < p
+        noise = torch.randn(shape, generator=generator).to(p)
         value = hits * (mean / p.clamp_min(1e-2)) + hits.sqrt() * self.spread * noise
-        return (value / depth[:, None]).clamp_min(0)
+        return (value / depth).clamp_min(0)
 
 
 class NegativeBinomialHead(nn.Module):
@@ -118,14 +124,17 @@ class NegativeBinomialHead(nn.Module):
         gamma = torch._standard_gamma(theta.contiguous(), generator=generator) / theta
         return torch.poisson(mu * gamma, generator=generator)
 
-    def draw(self, features: Tensor, totals: Tensor, depth: Tensor, generator: torch.Generator) -> Tensor:
-        """The mean of ``depth`` [B] independent draws of each row's cell, in log1p CP10k [B, G]."""
+    def draw(
+        self, features: Tensor, totals: Tensor, generator: torch.Generator, *, depth: int = 1, shared: bool = False
+    ) -> Tensor:
+        """The mean of ``depth`` independent draws of each row's cell, in log1p CP10k [B, G].
+
+        Counts of different rows are always independent: ``shared`` has no cheap form for a gamma-Poisson.
+        """
         total = torch.zeros(len(features), len(self.log_theta))
-        for number in range(int(depth.max())):
-            rows = (depth > number).nonzero()[:, 0]
-            counts = self.draw_counts(features[rows], totals[rows], generator)
-            total[rows] += torch.log1p(TARGET_SUM * counts / totals[rows, None])
-        return total / depth[:, None]
+        for _ in range(depth):
+            total += torch.log1p(TARGET_SUM * self.draw_counts(features, totals, generator) / totals[:, None])
+        return total / depth
 
 
 def expected_log1p(mu: Tensor, theta: Tensor, scale: Tensor, terms: int = 12) -> Tensor:

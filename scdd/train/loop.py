@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from scdd.errors import InputError
 from scdd.progress import progress_bar
 from scdd.train.checkpoint import load_checkpoint, save_checkpoint
+from scdd.train.ema import MovingAverage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,16 +78,16 @@ def train(
     Returns
     -------
     module, history
-        The exponential moving average of the module, in evaluation mode on the CPU, and one row of
+        The module with the moving average of its weights, in evaluation mode on the CPU, and one row of
         mean losses for every 50 steps.
     """
     fabric = make_fabric(config)
     trained = [p for p in module.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+    optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, config))
     wrapped, wrapped_optimiser = fabric.setup(module, optimiser)
     wrapped.mark_forward_method(loss)
-    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    average = MovingAverage(module, config.ema)
     generator = torch.Generator().manual_seed(config.seed)
     state = {"module": module, "optimiser": optimiser, "schedule": schedule, "average": average}
     run = _Run(fabric, state, generator, asdict(config))
@@ -106,7 +106,7 @@ def train(
             torch.nn.utils.clip_grad_norm_(trained, config.clip)
             wrapped_optimiser.step()
             schedule.step()
-            _update_average(average, module, step, config)
+            average.update()
             step += 1
             window.append({name: value.item() for name, value in terms.items()})
             if step % 50 == 0 or step == config.steps:
@@ -115,7 +115,8 @@ def train(
             advance(1, f"loss {total.item():.3f}")
             if checkpoint is not None and step % config.checkpoint_every == 0:
                 run.save(checkpoint, step, history, batches)
-    return average.module.cpu().eval(), history
+    average.apply()
+    return module.cpu().eval(), history
 
 
 @dataclass
@@ -143,13 +144,6 @@ class _Run:
         if saved["loader"] is not None:
             batches.load_state_dict(saved["loader"])
         return saved["step"], saved["history"]
-
-
-def _update_average(average: AveragedModel, module: nn.Module, step: int, config: TrainConfig) -> None:
-    # A fixed decay would remember the random start for thousands of steps; (1+n)/(10+n) forgets it.
-    decay = min(config.ema, (1 + step) / (10 + step))
-    average.multi_avg_fn = get_ema_multi_avg_fn(decay)
-    average.update_parameters(module)
 
 
 def _rate(step: int, config: TrainConfig) -> float:
