@@ -5,10 +5,6 @@ from __future__ import annotations
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import HistGradientBoostingClassifier
-from threadpoolctl import threadpool_limits
-
-# Below so many rows a tree is grown faster than threads are woken, on a busy machine by far.
-_ROWS_WORTH_THREADS = 5_000
 
 
 class VariableGeneBoosting(ClassifierMixin, BaseEstimator):
@@ -48,12 +44,10 @@ class VariableGeneBoosting(ClassifierMixin, BaseEstimator):
             early_stopping=False,
             random_state=self.seed,
         )
-        with threadpool_limits(1 if len(x) < _ROWS_WORTH_THREADS else None, user_api="openmp"):
-            self.trees_.fit(x[:, self.genes_], y, sample_weight=sample_weight)
+        self.trees_.fit(x[:, self.genes_], y, sample_weight=sample_weight)
         self.classes_ = self.trees_.classes_
         return self
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Classes of x [m, G]."""
-        with threadpool_limits(1 if len(x) < _ROWS_WORTH_THREADS else None, user_api="openmp"):
-            return self.trees_.predict(x[:, self.genes_])
+        return self.trees_.predict(x[:, self.genes_])

@@ -13,6 +13,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.svm import LinearSVC
+from threadpoolctl import threadpool_limits
 
 from scdd.errors import InputError
 from scdd.evaluation.boosting import VariableGeneBoosting
@@ -20,6 +21,10 @@ from scdd.evaluation.neighbours import CosineNeighbours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+
+# Below so many rows a fit ends sooner than its threads would agree, on a busy machine by far.
+_ROWS_WORTH_THREADS = 5_000
 
 
 @dataclass(frozen=True)
@@ -159,16 +164,16 @@ def fit_and_predict(
     """
     weight = _check(x, y, weight, x_test)
     estimator = recipe.make(seed, len(y), len(np.unique(y)))
-    with warnings.catch_warnings():
+    with threadpool_limits(1 if len(y) < _ROWS_WORTH_THREADS else None), warnings.catch_warnings():
         # The iteration limits are part of the recipes.
         warnings.simplefilter("ignore", ConvergenceWarning)
         # One row a class is a fair question here, not a sign of regression.
         warnings.filterwarnings("ignore", message="The number of unique classes")
         estimator.fit(x, y, sample_weight=weight)
-    if "n_jobs" in estimator.get_params():
-        # Threads would add the votes of trees in any order, and the last bit could settle a tie.
-        estimator.set_params(n_jobs=1)
-    return np.asarray(estimator.predict(x_test), dtype=np.int64)
+        if "n_jobs" in estimator.get_params():
+            # Threads would add the votes of trees in any order, and the last bit could settle a tie.
+            estimator.set_params(n_jobs=1)
+        return np.asarray(estimator.predict(x_test), dtype=np.int64)
 
 
 def _check(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None, x_test: np.ndarray) -> np.ndarray | None:
