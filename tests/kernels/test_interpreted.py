@@ -17,7 +17,8 @@ pytest.importorskip("triton")
 @pytest.mark.slow
 @pytest.mark.skipif(_dispatch.INTERPRET, reason="this process is the interpreted one")
 def test_kernels_pass_interpreted(request):
-    command = [sys.executable, "-m", "pytest", "-m", "interpret", "-q", "-x", "-p", "no:cacheprovider"]
+    # -P: the folder scdd of the repository must not hide an installed package
+    command = [sys.executable, "-P", "-m", "pytest", "-m", "interpret", "-q", "-x", "-p", "no:cacheprovider"]
     # more threads than one fight with the interpreter's own NumPy over the cores
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -32,8 +33,4 @@ def test_kernels_pass_interpreted(request):
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None, done.stdout
     assert int(passed.group(1)) > 0
-    assert "skipped" not in done.stdout.splitlines()[-1] or _only_cuda_skipped(done.stdout)
-
-
-def _only_cuda_skipped(report: str) -> bool:
-    return all("no CUDA device" in line for line in report.splitlines() if line.startswith("SKIPPED"))
+    assert "skipped" not in done.stdout.splitlines()[-1]

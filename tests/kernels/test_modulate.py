@@ -319,13 +319,13 @@ def test_a_named_implementation_never_falls_back(monkeypatch):
 # ------------------------------------------------------------------------------ packaging
 
 
-def run_python(code, **kwargs):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **kwargs)
+def run_python(*arguments, **kwargs):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, **kwargs)
 
 
 def test_a_second_copy_of_the_package_is_refused():
     """In the root of the repository `import kernels` finds the folder, and would register all twice."""
-    done = run_python("import kernels", cwd=Path(__file__).parents[2])
+    done = run_python("-c", "import kernels", cwd=Path(__file__).parents[2])
     assert done.returncode != 0
     assert "import `scdd.kernels`" in done.stderr
 
@@ -339,7 +339,7 @@ from scdd.kernels import modulate
 x = torch.ones(2, 4, requires_grad=True)
 modulate(x, x, x).sum().backward()
 """
-    done = run_python(code)
+    done = run_python("-P", "-c", code)
     assert done.returncode == 0, done.stderr
 
 
