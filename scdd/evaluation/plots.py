@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -37,7 +37,7 @@ CLASS_COLOURS = (
     "#aa4499",
 )
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
@@ -64,10 +64,18 @@ def map_figure(components: Components, classes: Sequence[str]) -> str:
         figure, axes = _canvas(4.4)
         real, made = components.layout()
         axes.scatter(
-            *real.T, s=5, c=_colours(components.real_codes), alpha=0.35, linewidths=0, rasterized=True
+            real[:, 0],
+            real[:, 1],
+            s=5,
+            c=_colours(components.real_codes),
+            alpha=0.35,
+            linewidths=0,
+            rasterized=True,
         )
         colours = _colours(components.distilled_codes)
-        axes.scatter(*made.T, s=34, c=colours, marker="D", edgecolors="#111111", linewidths=0.7)
+        axes.scatter(
+            made[:, 0], made[:, 1], s=34, c=colours, marker="D", edgecolors="#111111", linewidths=0.7
+        )
         for code in range(len(classes)):
             members = real[components.real_codes == code]
             if len(members):
@@ -90,7 +98,7 @@ def class_figure(table: pd.DataFrame, shown: dict[str, str]) -> str:
                 table[WHOLE], place, s=90, marker="|", c="#111111", linewidths=2.2, label=WHOLE, zorder=3
             )
         if RANDOM in table:
-            dots = {"s": 26, "c": BLUE, "edgecolors": "white", "linewidths": 0.7}
+            dots: dict[str, Any] = {"s": 26, "c": BLUE, "edgecolors": "white", "linewidths": 0.7}
             axes.scatter(table[RANDOM], place, **dots, label=RANDOM, zorder=4)
         axes.set(xlim=(0, 1.02), ylim=(-0.7, len(table) - 0.3), xlabel="F1, mean of classifiers and seeds")
         axes.set_yticks(place, [shown[name] for name in table.index])
@@ -156,7 +164,9 @@ def _mark_of(classes: Sequence[str], code: int) -> str:
 
 def _mark(axes: Axes, place: np.ndarray, text: str) -> None:
     box = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
-    axes.text(*place, text, ha="center", va="center", fontsize=8, fontweight="bold", bbox=box, zorder=5)
+    axes.text(
+        place[0], place[1], text, ha="center", va="center", fontsize=8, fontweight="bold", bbox=box, zorder=5
+    )
 
 
 def _densest(places: np.ndarray) -> np.ndarray:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
 
 from scdd.evaluation.contest import DISTILLED, RANDOM, WEIGHTED, WHOLE
 from scdd.evaluation.scores import Interval, interval, recovery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def seed_table(scores: pd.DataFrame, name: str, metric: str = "macro_f1") -> pd.DataFrame:
@@ -98,10 +103,10 @@ def _rivals(summary: pd.DataFrame) -> list[str]:
 
 
 def _by_mean(own: pd.Series, rival: pd.Series) -> str:
+    say: Callable[[float], str] = _percent
+    column = name = "recovery"
     if np.isnan(own["recovery"]):
         column, name, say = "macro_f1", "macro-F1", "{:.3f}".format
-    else:
-        column, name, say = "recovery", "recovery", _percent
     if not rival[column] > own[column]:
         return ""
     level = rival[f"{column}_low"] <= own[f"{column}_high"]
