@@ -22,7 +22,10 @@ _PUBLIC = {
     "InputError": "scdd.errors",
     "DataFileError": "scdd.errors",
 }
-__all__ = ["__version__", *sorted(_PUBLIC)]
+__all__ = [
+    "__version__",
+    *sorted(_PUBLIC),
+]
 
 if TYPE_CHECKING:
     from scdd.data.atlas import Atlas

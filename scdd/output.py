@@ -34,7 +34,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, DataFileError):
             raise
-        raise DataFileError(f"{path} cannot be written ({error.strerror or error}); free space or choose another --out") from error
+        raise DataFileError(
+            f"{path} cannot be written ({error.strerror or error}); free space or choose another --out"
+        ) from error
     finally:
         _remove(temporary)
 
@@ -52,7 +54,9 @@ def check_writable(path: str | Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise DataFileError(f"the folder {path.parent} cannot be written ({error.strerror}); choose another output") from error
+        raise DataFileError(
+            f"the folder {path.parent} cannot be written ({error.strerror}); choose another output"
+        ) from error
 
 
 def write_anndata(adata: anndata.AnnData, path: str | Path) -> None:

@@ -210,7 +210,11 @@ class Atlas:
         codes = self.labels(label_key).codes if label_key and not by else None
         rule = splits.SplitRule(test=test, validation=validation, seed=seed)
         parts = splits.split_rows(self.n_obs, rule, groups=groups, codes=codes, by=by)
-        kept = (parts.train, parts.validation, parts.test) if len(parts.validation) else (parts.train, parts.test)
+        kept = (
+            (parts.train, parts.validation, parts.test)
+            if len(parts.validation)
+            else (parts.train, parts.test)
+        )
         return tuple(self.subset(rows) for rows in kept)
 
     def fingerprint(self) -> str:
@@ -239,7 +243,9 @@ def _join_genes(sources: list[Source], join: str) -> pd.Index:
     names = sources[0].var_names.astype(str)
     for other in sources[1:]:
         other_names = other.var_names.astype(str)
-        names = names[names.isin(other_names)] if join == "inner" else names.append(other_names.difference(names))
+        names = (
+            names[names.isin(other_names)] if join == "inner" else names.append(other_names.difference(names))
+        )
     if not len(names):
         raise InputError(
             f"the {len(sources)} sources have zero genes in common; are some named by symbol and some by Ensembl id?"

@@ -62,7 +62,7 @@ def values_of(data: np.ndarray) -> Values:
         return Values(True, False, True, 0.0)
     finite = bool(np.isfinite(data).all())
     integer = finite and bool((data == np.rint(data)).all())
-    return Values(finite, bool((data < 0).any()), integer, float(np.nanmax(data)))
+    return Values(finite, bool((data < 0).any()), integer, float(data.max()) if finite else np.inf)
 
 
 def _combine(seen: list[Values]) -> Values:

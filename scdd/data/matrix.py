@@ -46,7 +46,7 @@ class StoredCsr:
         self._data, self._indices = group["data"], group["indices"]
         self.indptr = np.asarray(group["indptr"][...]).astype(np.int64)
         self._check()
-        self.nbytes = 8 * len(self._data)
+        self.nbytes = 8 * self._data.shape[0]
 
     def _check(self) -> None:
         fault = None
@@ -54,8 +54,8 @@ class StoredCsr:
             fault = f"indptr has {len(self.indptr)} entries for {self.shape[0]} rows"
         elif self.indptr[0] != 0 or np.any(np.diff(self.indptr) < 0):
             fault = "indptr does not start at 0 or decreases"
-        elif not self.indptr[-1] == len(self._data) == len(self._indices):
-            fault = f"indptr ends at {self.indptr[-1]}, data holds {len(self._data)}, indices {len(self._indices)}"
+        elif not self.indptr[-1] == self._data.shape[0] == self._indices.shape[0]:
+            fault = f"indptr ends at {self.indptr[-1]}, data holds {self._data.shape[0]}, indices {self._indices.shape[0]}"
         if fault:
             raise DataFileError(f"{self.place} is corrupt: {fault}; write the file again")
 

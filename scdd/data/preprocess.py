@@ -87,7 +87,9 @@ class Preprocessor:
         """Output column of every gene of a file, -1 for genes not chosen; int32 [len(var_names)]."""
         return self.genes.get_indexer(var_names.astype(str)).astype(np.int32)
 
-    def transform(self, atlas: Atlas, rows: np.ndarray | None = None, *, standardise: bool = False) -> np.ndarray:
+    def transform(
+        self, atlas: Atlas, rows: np.ndarray | None = None, *, standardise: bool = False
+    ) -> np.ndarray:
         """Dense float32 [n, G] of the given cells (all by default), read and converted in blocks.
 
         Raises
@@ -106,7 +108,9 @@ class Preprocessor:
         out = np.empty((len(rows), self.n_genes), dtype=np.float32)
         for start in range(0, len(rows), 4_096):
             block = atlas.read(rows[start : start + 4_096])
-            self.write(block, np.arange(block.shape[0]), column, out[start : start + 4_096], standardise=standardise)
+            self.write(
+                block, np.arange(block.shape[0]), column, out[start : start + 4_096], standardise=standardise
+            )
         return out
 
     def write(
@@ -119,7 +123,11 @@ class Preprocessor:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able state without the arrays."""
-        return {"genes": list(map(str, self.genes)), "expression": self.expression, "target_sum": self.target_sum}
+        return {
+            "genes": list(map(str, self.genes)),
+            "expression": self.expression,
+            "target_sum": self.target_sum,
+        }
 
 
 def _known_genes(atlas: Atlas, genes: Iterable[str]) -> pd.Index:

@@ -32,7 +32,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Store:
+class Store:
     """Where matrices can be found in one file or object, before one of them is chosen."""
 
     name: str
@@ -43,7 +43,7 @@ class _Store:
 
 def open_source(source: Any, *, layer: str, expression: str) -> Source:
     """Open an AnnData, an ``.h5ad`` file or a ``.zarr`` store and choose its expression matrix."""
-    store = _store_of_path(Path(source)) if isinstance(source, (str, Path)) else _store_of_anndata(source)
+    store = store_of(source)
     if not len(store.obs):
         raise InputError(f"{store.name} is empty: it has no cells")
     chosen, matrix, kind = _choose(store, layer, expression)
@@ -59,13 +59,22 @@ def open_source(source: Any, *, layer: str, expression: str) -> Source:
     return Source(store.name, store.obs, names, matrix, chosen, kind)
 
 
-def _choose(store: _Store, layer: str, expression: str) -> tuple[str, RowMatrix, Expression]:
+def store_of(source: Any) -> Store:
+    """What lies in a path or AnnData, before a matrix is chosen."""
+    return _store_of_path(Path(source)) if isinstance(source, (str, Path)) else _store_of_anndata(source)
+
+
+def _choose(store: Store, layer: str, expression: str) -> tuple[str, RowMatrix, Expression]:
     """The first matrix whose values are of the wanted kind."""
     if layer != "auto" and layer not in store.layers:
         raise InputError(f"layer={layer!r} is not in {store.name}; it has {', '.join(store.layers)}")
     wanted = ("counts", "log1p") if expression == "auto" else (expression,)
     first = ["layers/counts", "X", "raw/X"]
-    names = [layer] if layer != "auto" else sorted(store.layers, key=lambda n: first.index(n) if n in first else 9)
+    names = (
+        [layer]
+        if layer != "auto"
+        else sorted(store.layers, key=lambda n: first.index(n) if n in first else 9)
+    )
     seen: dict[str, Values] = {}
     for kind in wanted:
         for name in names:
@@ -78,14 +87,16 @@ def _choose(store: _Store, layer: str, expression: str) -> tuple[str, RowMatrix,
     raise InputError(f"{store.name} holds no {' or '.join(wanted)}: {found}; {remedy(best, wanted[0])}")
 
 
-def _store_of_anndata(adata: anndata.AnnData) -> _Store:
+def _store_of_anndata(adata: anndata.AnnData) -> Store:
     if not hasattr(adata, "obs") or not hasattr(adata, "var_names"):
         raise InputError(f"an atlas is an AnnData, a path or a list of them, not {type(adata).__name__}")
     if adata.isbacked:
         if adata.is_view:
-            raise InputError("a view of a backed AnnData cannot be read by rows; call .to_memory() on it first")
+            raise InputError(
+                "a view of a backed AnnData cannot be read by rows; call .to_memory() on it first"
+            )
         store = _store_of_path(Path(adata.filename))
-        return _Store(store.name, adata.obs.copy(), store.layers, store.var_names)
+        return Store(store.name, adata.obs.copy(), store.layers, store.var_names)
     name = "AnnData"
     layers: dict[str, Callable[[], RowMatrix]] = {}
     if adata.X is not None:
@@ -98,30 +109,32 @@ def _store_of_anndata(adata: anndata.AnnData) -> _Store:
         names["raw/X"] = pd.Index(adata.raw.var_names)
     if not layers:
         raise InputError("the AnnData has neither X nor layers nor raw")
-    return _Store(name, adata.obs.copy(), layers, names)
+    return Store(name, adata.obs.copy(), layers, names)
 
 
-def _store_of_path(path: Path) -> _Store:
+def _store_of_path(path: Path) -> Store:
     root = _open(path)
     try:
         if len(getattr(root.get("obs"), "dtype", None) or ()):
             return _store_of_legacy(path)
         return _store_of_group(path.name, root)
     except (KeyError, AttributeError, ValueError, RuntimeError, TypeError) as error:
-        raise DataFileError(f"{path} is not a complete AnnData store ({error}); write the file again") from error
+        raise DataFileError(
+            f"{path} is not a complete AnnData store ({error}); write the file again"
+        ) from error
 
 
-def _store_of_legacy(path: Path) -> _Store:
+def _store_of_legacy(path: Path) -> Store:
     """A file of anndata < 0.7, where obs is a record array: few are left and small, so read it whole."""
     import anndata
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         store = _store_of_anndata(anndata.read_h5ad(path))
-    return _Store(path.name, store.obs, store.layers, store.var_names)
+    return Store(path.name, store.obs, store.layers, store.var_names)
 
 
-def _store_of_group(name: str, root: Any) -> _Store:
+def _store_of_group(name: str, root: Any) -> Store:
     from anndata.io import read_elem
 
     with warnings.catch_warnings():
@@ -138,7 +151,7 @@ def _store_of_group(name: str, root: Any) -> _Store:
     if not paths:
         raise ValueError("it has neither X nor layers nor raw")
     layers = {p: (lambda p=p: open_matrix(root[p], f"{name}: {p}")) for p in paths}
-    return _Store(name, obs, layers, names)
+    return Store(name, obs, layers, names)
 
 
 def _open(path: Path) -> Any:
@@ -152,7 +165,9 @@ def _open(path: Path) -> Any:
         return h5py.File(path, "r")
     except OSError as error:
         detail = str(error).split("(")[-1].rstrip(")")
-        raise DataFileError(f"{path} is not a readable h5ad file ({detail}); copy or write it again") from error
+        raise DataFileError(
+            f"{path} is not a readable h5ad file ({detail}); copy or write it again"
+        ) from error
 
 
 def _open_zarr(path: Path) -> Any:

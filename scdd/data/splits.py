@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scdd.output import atomic_path
 from scdd.errors import InputError
+from scdd.output import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,9 @@ class SplitRule:
     def __post_init__(self) -> None:
         shares = [share for share in (self.test, self.validation) if isinstance(share, (int, float))]
         if any(not 0 <= share < 1 for share in shares) or sum(shares) >= 1:
-            raise InputError(f"test={self.test!r}, validation={self.validation!r}: shares lie in [0, 1) and leave a train part")
+            raise InputError(
+                f"test={self.test!r}, validation={self.validation!r}: shares lie in [0, 1) and leave a train part"
+            )
 
 
 class Split(NamedTuple):
@@ -92,7 +94,9 @@ def _take_groups(free: list[str], sizes: dict[str, int], share: float | Sequence
         named = [share] if isinstance(share, str) else [str(name) for name in share]
         unknown = [name for name in named if name not in free]
         if unknown:
-            raise InputError(f"obs[{by!r}] has no group {unknown[0]!r}; its groups are: {', '.join(sorted(free))}")
+            raise InputError(
+                f"obs[{by!r}] has no group {unknown[0]!r}; its groups are: {', '.join(sorted(free))}"
+            )
         return named
     target, taken, cells = share * sum(sizes.values()), [], 0
     for name in free[:-1]:

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def rows_per_class(
-    labels: Labels, *, cells_per_class: int | None = None, total: int | None = None, allocation: str = "balanced"
+    labels: Labels,
+    *,
+    cells_per_class: int | None = None,
+    total: int | None = None,
+    allocation: str = "balanced",
 ) -> np.ndarray:
     """Rows of every class, int64 [C].
 

@@ -28,7 +28,9 @@ class Candidates:
         Cells of each class in the whole training atlas, int64 [C].
     """
 
-    def __init__(self, atlas: Atlas, codes: np.ndarray, preprocessor: Preprocessor, *, cap: int = 4_000, seed: int = 0):
+    def __init__(
+        self, atlas: Atlas, codes: np.ndarray, preprocessor: Preprocessor, *, cap: int = 4_000, seed: int = 0
+    ):
         rng = np.random.default_rng(seed)
         self.sizes = np.bincount(codes)
         self.rows = [self._draw(np.flatnonzero(codes == k), cap, rng) for k in range(len(self.sizes))]

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 INITS = ("random", "prior", "real", "kmeans", *SELECTORS)
 
 
-def initial_codes(generator: SCDG, candidates: Candidates, budget: np.ndarray, init: str, seed: int) -> torch.Tensor:
+def initial_codes(
+    generator: SCDG, candidates: Candidates, budget: np.ndarray, init: str, seed: int
+) -> torch.Tensor:
     """Codes float32 [sum(budget), d], class after class.
 
     ``"random"``: standard normal, as published. ``"prior"``: the class's Gaussian. ``"real"``: encoded

@@ -119,10 +119,14 @@ def distill(
     labels = atlas.labels(label_key)
     budget = rows_per_class(labels, cells_per_class=cells_per_class, total=total, allocation=allocation)
     if len(labels.names) < 2:
-        raise InputError(f"obs[{label_key!r}] has one class ({labels.names[0]!r}); distillation needs two or more")
+        raise InputError(
+            f"obs[{label_key!r}] has one class ({labels.names[0]!r}); distillation needs two or more"
+        )
     if generator is None and preset == "faithful" and genes is None:
         n_top_genes = None
-    preprocessor = generator.preprocessor if generator else Preprocessor.fit(atlas, n_top_genes=n_top_genes, genes=genes)
+    preprocessor = (
+        generator.preprocessor if generator else Preprocessor.fit(atlas, n_top_genes=n_top_genes, genes=genes)
+    )
     candidates = Candidates(atlas, labels.codes, preprocessor, seed=seed)
     task = Task(atlas, label_key, labels.names, budget, preprocessor, candidates, seed)
     if method in SELECTORS:
@@ -131,7 +135,12 @@ def distill(
         if generator is None:
             changes = {"seed": seed, "device": device, **changes}
             generator = SCDG(
-                atlas, label_key=label_key, conditions=conditions, preset=preset, preprocessor=preprocessor, **changes
+                atlas,
+                label_key=label_key,
+                conditions=conditions,
+                preset=preset,
+                preprocessor=preprocessor,
+                **changes,
             ).fit(checkpoint=checkpoint, progress=progress)
         _check_generator(generator, task)
         if method == "kmeans_decode":
@@ -142,17 +151,26 @@ def distill(
                 "init": init or ("random" if faithful else "kmeans"),
                 "rendering": rendering or ("mean" if faithful else "spectrum"),
                 "shrinkage": 0.0 if faithful else shrinkage,
+                "code_noise": faithful,
             }
             config = MatchingConfig(**{**MATCHING[preset].__dict__, **(matching or {})})
             rows = _optimise(task, generator, config, progress=progress, **choice)  # type: ignore[arg-type]
             settings = {**choice, "matching": dict(config.__dict__)}
-    return as_anndata(task.preprocessor, label_key, labels.names, rows, provenance(task.atlas, method, seed, settings, generator))
+    return as_anndata(
+        task.preprocessor,
+        label_key,
+        labels.names,
+        rows,
+        provenance(task.atlas, method, seed, settings, generator),
+    )
 
 
 def _select(task: Task, method: str) -> Rows:
     """Rows of a rule over real cells, class by class."""
     rng = np.random.default_rng(task.seed)
-    chosen = [SELECTORS[method].function(task.candidates.cells(k), int(n), rng) for k, n in enumerate(task.budget)]
+    chosen = [
+        SELECTORS[method].function(task.candidates.cells(k), int(n), rng) for k, n in enumerate(task.budget)
+    ]
     label = np.repeat(np.arange(len(chosen)), [len(c.weight) for c in chosen])
     rows = np.concatenate([c.rows for c in chosen])
     names = np.array([str(task.atlas.obs.index[r]) if r >= 0 else "" for r in rows], dtype=object)
@@ -179,14 +197,26 @@ def _decode_clusters(task: Task, generator: SCDG) -> Rows:
 
 
 def _optimise(
-    task: Task, generator: SCDG, config: MatchingConfig, *, init: str, rendering: str, shrinkage: float, progress: bool
+    task: Task,
+    generator: SCDG,
+    config: MatchingConfig,
+    *,
+    init: str,
+    rendering: str,
+    shrinkage: float,
+    code_noise: bool,
+    progress: bool,
 ) -> Rows:
     """scDD: codes optimised through the frozen generator, then rendered."""
     label = torch.from_numpy(np.repeat(np.arange(len(task.budget)), task.budget))
     rank = torch.from_numpy(np.concatenate([np.arange(n) for n in task.budget]))
     fields = torch.from_numpy(_fields(task, generator, label.numpy()))
     start = initial_codes(generator, task.candidates, task.budget, init, task.seed)
-    eps = torch.randn(start.shape, generator=torch.Generator().manual_seed(task.seed + 1))
+    # Matching codes carry no noise of their own: a frozen draw would displace each row by a random
+    # direction of its class, which one row a class cannot average out.
+    eps = torch.zeros_like(start)
+    if code_noise or generator.config.objective == "mean_flow":
+        eps = torch.randn(start.shape, generator=torch.Generator().manual_seed(task.seed + 1))
 
     def latent(z: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return generator.latent(z, eps[rows], fields[rows])
@@ -229,4 +259,6 @@ def _check_generator(generator: SCDG, task: Task) -> None:
         raise InputError(f"the generator was trained on obs[{generator.label_key!r}], not {task.label_key!r}")
     unknown = set(task.names) - set(generator.conditions.values[0])
     if unknown:
-        raise InputError(f"the generator does not know the class {sorted(unknown)[0]!r}; train it on this atlas")
+        raise InputError(
+            f"the generator does not know the class {sorted(unknown)[0]!r}; train it on this atlas"
+        )

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 class MatchingNetwork(nn.Module):
     """A fresh random MLP psi: standardised expression [n, G] -> features [n, width] -> logits [n, C]."""
 
-    def __init__(self, mean: Tensor, std: Tensor, classes: int, *, width: int, depth: int, generator: torch.Generator):
+    def __init__(
+        self, mean: Tensor, std: Tensor, classes: int, *, width: int, depth: int, generator: torch.Generator
+    ):
         super().__init__()
         self.mean, self.std = mean, std
         sizes = [len(mean), *[width] * depth]
@@ -75,7 +77,9 @@ def _row_distance(got: Tensor, wanted: Tensor) -> Tensor:
 def both(network: MatchingNetwork, real: Batches, synthetic: Batches) -> Tensor:
     """The sum of the two, gradient matching scaled by the number of rows it sums over."""
     rows = sum(p.shape[0] for p in network.parameters() if p.ndim > 1)
-    return distribution_matching(network, real, synthetic) + gradient_matching(network, real, synthetic) / rows
+    return (
+        distribution_matching(network, real, synthetic) + gradient_matching(network, real, synthetic) / rows
+    )
 
 
 OBJECTIVES: dict[str, Callable[[MatchingNetwork, Batches, Batches], Tensor]] = {

@@ -32,6 +32,7 @@ class MatchingConfig:
     depth: int = 2
     chunk: int = 1_024
     refresh: int = 25
+    scale: str = "gene"
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -63,6 +64,8 @@ def optimise(
     rng, stream = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     z = codes.z.clone().requires_grad_()
     optimiser = torch.optim.Adam([z], lr=config.lr)
+    if config.scale=='global': scale=(scale[0], scale[1].mean()*torch.ones_like(scale[1]))
+    if config.scale=='sqrt': scale=(scale[0], (scale[1]*scale[1].mean()).sqrt())
     match, history = OBJECTIVES[config.objective], []
     groups = [(codes.label == k).nonzero()[:, 0] for k in range(candidates.classes)]
     residual = torch.zeros(0)

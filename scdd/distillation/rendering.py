@@ -47,7 +47,9 @@ class Renderer:
             raise InputError(f"rendering={rendering!r}; choose one of {', '.join(RENDERINGS)}")
         self.net, self.rank, self.totals, self.seed = net, rank, totals, seed
         self.background, self.shrinkage = background, shrinkage
-        self.depth = torch.tensor([depth_of(int(r), int(n), rendering) for r, n in zip(rank, sizes, strict=True)])
+        self.depth = torch.tensor(
+            [depth_of(int(r), int(n), rendering) for r, n in zip(rank, sizes, strict=True)]
+        )
         self.alone = sizes == 1
 
     def expected(self, latent: Tensor, rows: Tensor) -> Tensor:

@@ -62,7 +62,9 @@ class Autoencoder(Model):
             return
         self.atlas = Atlas.of(atlas).within_memory()
         if self.config.head == "nb" and self.atlas.expression != "counts":
-            raise InputError(f"head='nb' models counts and {self.atlas.name} holds {self.atlas.expression}; pass head='gaussian'")
+            raise InputError(
+                f"head='nb' models counts and {self.atlas.name} holds {self.atlas.expression}; pass head='gaussian'"
+            )
         fit = {"n_top_genes": self.config.n_top_genes, "flavor": self.config.flavor}
         self.preprocessor = preprocessor or Preprocessor.fit(self.atlas, **fit)  # type: ignore[arg-type]
         self.net = self._build()
@@ -71,7 +73,12 @@ class Autoencoder(Model):
         torch.manual_seed(self.config.seed)
         c = self.config
         return AutoencoderNet(
-            self.preprocessor.n_genes, c.latent, c.hidden, head=c.head, dropout=c.dropout, kl_weight=c.kl_weight
+            self.preprocessor.n_genes,
+            c.latent,
+            c.hidden,
+            head=c.head,
+            dropout=c.dropout,
+            kl_weight=c.kl_weight,
         )
 
     def fit(self, *, checkpoint: Path | None = None, progress: bool = True) -> Self:
@@ -81,7 +88,13 @@ class Autoencoder(Model):
         torch.manual_seed(c.seed)
         loader = self.loader(self.atlas, batch_size=c.batch_size, shuffle=True, seed=c.seed)
         settings = TrainConfig(
-            steps=c.steps, batch_size=c.batch_size, lr=c.lr, device=c.device, precision=c.precision, seed=c.seed, ema=0.99
+            steps=c.steps,
+            batch_size=c.batch_size,
+            lr=c.lr,
+            device=c.device,
+            precision=c.precision,
+            seed=c.seed,
+            ema=0.99,
         )
         net, self.history = train(
             self.net, "loss", loader, settings,
@@ -153,7 +166,9 @@ class Autoencoder(Model):
     @classmethod
     def _rebuild(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         model = cls(config=AutoencoderConfig(**config["config"]))
-        model.preprocessor = rebuild_preprocessor(config["preprocessor"], tensors["gene_mean"], tensors["gene_std"])
+        model.preprocessor = rebuild_preprocessor(
+            config["preprocessor"], tensors["gene_mean"], tensors["gene_std"]
+        )
         model.net = model._build()
         model.net.load_state_dict(tensors)
         model.net.eval().requires_grad_(False)

@@ -70,7 +70,9 @@ class Model:
         except Exception as error:
             raise DataFileError(f"{path} is not a saved {cls.__name__} ({error})") from error
         if config.get("class") != cls.__name__:
-            raise InputError(f"{path} holds a {config.get('class')}; load it with scdd.{config.get('class')}.load")
+            raise InputError(
+                f"{path} holds a {config.get('class')}; load it with scdd.{config.get('class')}.load"
+            )
         model = cls._rebuild(config, tensors)
         model.fitted = True
         return model

@@ -19,8 +19,8 @@ class AutoencoderConfig:
     kl_weight: float = 0.0
     n_top_genes: int | None = 2_000
     flavor: str = "auto"
-    steps: int = 1_200
-    batch_size: int = 256
+    steps: int = 800
+    batch_size: int = 128
     lr: float = 1e-3
     device: str = "auto"
     precision: str = "32-true"
@@ -50,8 +50,10 @@ class SCDGConfig:
     weight_latent: float = 1.0
     weight_expression: float = 1.0
     weight_classifier: float = 0.1
-    steps: int = 1_200
-    batch_size: int = 256
+    steps: int = 2_000
+    batch_size: int = 512
+    quality_batch: int = 64
+    classifier_steps: int = 300
     lr: float = 1e-3
     ema: float = 0.999
     device: str = "auto"
@@ -80,7 +82,9 @@ PRESETS: dict[str, SCDGConfig] = {
         autoencoder=AutoencoderConfig(latent=64, hidden=(512, 512), steps=6_000),
         width=512,
         depth=4,
-        steps=8_000,
+        steps=12_000,
+        quality_batch=128,
+        classifier_steps=1_000,
     ),
     "faithful": SCDGConfig(
         autoencoder=AutoencoderConfig(

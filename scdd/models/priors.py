@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
 
@@ -24,27 +21,21 @@ class ClassPriors(NamedTuple):
     log_total: Tensor
 
     @classmethod
-    def fit(cls, batches: Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]], classes: int, latent: int) -> Self:
-        """One pass over (codes [n, d], totals [n], class [n]) batches, float64 sums."""
-        n = np.zeros(classes)
-        first, second = np.zeros((classes, latent)), np.zeros((classes, latent, latent))
-        size = np.zeros((classes, 2))
-        for codes, totals, label in batches:
-            z, log_total = codes.astype(np.float64), np.log(np.maximum(totals, 1.0))
-            np.add.at(n, label, 1)
-            np.add.at(first, label, z)
-            np.add.at(size, label, np.stack([log_total, log_total**2], 1))
-            for k in np.unique(label):
-                second[k] += z[label == k].T @ z[label == k]
-        n = np.maximum(n, 1)
-        mean, level = first / n[:, None], size[:, 0] / n
-        covariance = second / n[:, None, None] - mean[:, :, None] * mean[:, None, :]
-        # Shrinkage keeps the factor of a class with fewer cells than dimensions well defined.
-        share = (latent / (latent + n))[:, None, None]
-        covariance = (1 - share) * covariance + (share * 0.5 + 1e-4) * np.eye(latent)
-        sd = np.sqrt(np.maximum(size[:, 1] / n - level**2, 1e-4))
-        tensors = (mean, np.linalg.cholesky(covariance), np.stack([level, sd], 1))
-        return cls(*(torch.from_numpy(value).float() for value in tensors))
+    def fit(cls, codes: Tensor, totals: Tensor, label: Tensor, classes: int) -> Self:
+        """From the codes [n, d], library sizes [n] and classes [n] of the training cells; float64 inside."""
+        latent = codes.shape[1]
+        means, factors, sizes = [], [], []
+        for k in range(classes):
+            z, log_total = codes[label == k].double(), totals[label == k].double().clamp_min(1).log()
+            n = max(len(z), 1)
+            centred = z - z.mean(0)
+            # Shrinkage keeps the factor of a class with fewer cells than dimensions well defined.
+            share = latent / (latent + n)
+            ridge = (share * 0.5 + 1e-4) * torch.eye(latent, dtype=torch.float64)
+            means.append(z.mean(0))
+            factors.append(torch.linalg.cholesky((1 - share) * centred.T @ centred / n + ridge))
+            sizes.append(torch.stack([log_total.mean(), log_total.std(correction=0).clamp_min(0.01)]))
+        return cls(*(torch.stack(values).float() for values in (means, factors, sizes)))
 
     def sample(self, label: Tensor, generator: torch.Generator) -> Tensor:
         """Codes [n, d] of the given classes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,12 +16,11 @@ from scdd.models.base import Model
 from scdd.models.conditions import Conditions
 from scdd.models.config import SCDGConfig, resolve_config
 from scdd.models.priors import ClassPriors
-from scdd.nn.scdg import Conditioned, QualityWeights, SCDGNet
+from scdd.nn.scdg import Conditioned, LatentBatch, QualityWeights, SCDGNet
 from scdd.train.loop import TrainConfig, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
     import anndata
     from torch import Tensor
@@ -102,48 +102,74 @@ class SCDG(Model):
 
         With ``checkpoint`` (a folder) an interrupted run continues where it was, to the same numbers.
         """
-        places = {name: None if checkpoint is None else _folder(checkpoint) / f"{name}.pt" for name in _STAGES}
+        places = {name: None if checkpoint is None else Path(checkpoint) / f"{name}.pt" for name in _STAGES}
         if not self.autoencoder.fitted:
             self.autoencoder.fit(checkpoint=places["autoencoder"], progress=progress)
         self.history["autoencoder"] = self.autoencoder.history
         self.net = self._build()
         c = self.config
-        labels = np.stack([self.atlas.labels(name).codes for name in self.conditions.names], 1)
+        fields = torch.from_numpy(
+            np.stack([self.atlas.labels(name).codes for name in self.conditions.names], 1)
+        )
+        codes, totals = self._encode_atlas()
 
-        def stage(loss: str, label: str, steps: int, ema: float) -> SCDGNet:
-            loader = self.autoencoder.loader(self.atlas, batch_size=c.batch_size, shuffle=True, seed=c.seed + 1)
-            settings = TrainConfig(
-                steps=steps, batch_size=c.batch_size, lr=c.lr, ema=ema, device=c.device, precision=c.precision, seed=c.seed
-            )  # fmt: skip
+        def judged(batch: CellBatch) -> Conditioned:
+            return Conditioned(observed(batch), fields[torch.from_numpy(batch.row_ids)])
 
-            def prepare(batch: CellBatch) -> Conditioned:
-                return Conditioned(observed(batch), torch.from_numpy(labels[batch.row_ids]))
+        def encoded(batch: CellBatch) -> LatentBatch:
+            rows = _with_more_rows(batch.row_ids, len(codes), c.batch_size)
+            return LatentBatch(codes[rows], fields[rows], observed(batch))
 
-            net, self.history[label] = train(
-                self.net, loss, loader, settings,
-                label=label, prepare=prepare, checkpoint=places[label], progress=progress,
-            )  # fmt: skip
-            return net  # type: ignore[return-value]
-
-        self.net = stage("classifier_loss", "classifier", min(300, c.steps), 0.95)
+        options: dict[str, Any] = {"checkpoint": places, "progress": progress}
+        self._stage("classifier", "classifier_loss", judged, c.classifier_steps, 128, 0.95, **options)
         self.net.classifier.requires_grad_(False)
-        self.net = stage("loss", "generator", c.steps, c.ema)
+        self._stage("generator", "loss", encoded, c.steps, c.quality_batch, c.ema, **options)
         self.net.requires_grad_(False)
         self.autoencoder.net = self.net.autoencoder
-        self.priors = ClassPriors.fit(self._encoded(labels[:, 0]), self.conditions.sizes[0], self.autoencoder.config.latent)
+        self.priors = ClassPriors.fit(codes, totals, fields[:, 0], self.conditions.sizes[0])
         self.fitted = True
         return self
 
-    def _encoded(self, label: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _stage(
+        self,
+        name: str,
+        loss: str,
+        prepare: Callable[[CellBatch], Any],
+        steps: int,
+        batch_size: int,
+        ema: float,
+        *,
+        checkpoint: dict[str, Path | None],
+        progress: bool,
+    ) -> None:
+        c = self.config
+        loader = self.autoencoder.loader(self.atlas, batch_size=batch_size, shuffle=True, seed=c.seed + 1)
+        settings = TrainConfig(
+            steps=steps, batch_size=batch_size, lr=c.lr, ema=ema,
+            device=c.device, precision=c.precision, seed=c.seed,
+        )  # fmt: skip
+        net, self.history[name] = train(
+            self.net, loss, loader, settings,
+            label=name, prepare=prepare, checkpoint=checkpoint[name], progress=progress,
+        )  # fmt: skip
+        self.net = net  # type: ignore[assignment]
+
+    def _encode_atlas(self) -> tuple[Tensor, Tensor]:
+        """Codes [n, d] and totals [n] of every training cell: d floats a cell are all that is held."""
+        codes, totals = [], []
         for rows, block in self.atlas.blocks(_BLOCK):
-            yield self.autoencoder.encode(self.atlas, rows), np.asarray(block.sum(1)).ravel(), label[rows]
+            codes.append(torch.from_numpy(self.autoencoder.encode(self.atlas, rows)))
+            totals.append(torch.from_numpy(np.asarray(block.sum(1), dtype=np.float32).ravel()))
+        return torch.cat(codes), torch.cat(totals)
 
     def encode(self, cells: Any, rows: np.ndarray | None = None) -> np.ndarray:
         """Standardised codes float32 [n, d] of an atlas or AnnData."""
         return self.autoencoder.encode(cells, rows)
 
     @torch.no_grad()
-    def decode(self, codes: np.ndarray, condition: Mapping[str, Any] | None = None, *, seed: int = 0) -> np.ndarray:
+    def decode(
+        self, codes: np.ndarray, condition: Mapping[str, Any] | None = None, *, seed: int = 0
+    ) -> np.ndarray:
         """Expected log1p CP10k float32 [n, G] of codes sent through the one-step generator."""
         self._require_fit()
         z = torch.as_tensor(codes, dtype=torch.float32)
@@ -194,7 +220,9 @@ class SCDG(Model):
             raise InputError(f"steps={steps}; at least one network call is needed")
         rng = np.random.default_rng(seed)
         fields = self.conditions.complete(self.conditions.encode(condition, n), rng)
-        fields[:, 0] = np.where(fields[:, 0] < 0, rng.integers(self.conditions.sizes[0], size=n), fields[:, 0])
+        fields[:, 0] = np.where(
+            fields[:, 0] < 0, rng.integers(self.conditions.sizes[0], size=n), fields[:, 0]
+        )
         generator = torch.Generator().manual_seed(seed)
         w = self.config.guidance if guidance is None else guidance
         blocks, totals = [], []
@@ -205,9 +233,13 @@ class SCDG(Model):
                 blocks.append(x)
                 totals.append(size)
                 advance(len(codes))
-        return self._as_anndata(blocks, fields, torch.cat(totals).numpy(), {"steps": steps, "guidance": w, "seed": seed})
+        return self._as_anndata(
+            blocks, fields, torch.cat(totals).numpy(), {"steps": steps, "guidance": w, "seed": seed}
+        )
 
-    def _generate_block(self, fields: Tensor, steps: int, w: float, generator: torch.Generator) -> tuple[Any, Tensor]:
+    def _generate_block(
+        self, fields: Tensor, steps: int, w: float, generator: torch.Generator
+    ) -> tuple[Any, Tensor]:
         from scipy import sparse
 
         label, shape = fields[:, 0], (len(fields), self.autoencoder.config.latent)
@@ -226,7 +258,9 @@ class SCDG(Model):
             x = head.draw(features, totals, generator)
         return sparse.csr_matrix(x.numpy()), totals
 
-    def _as_anndata(self, blocks: list[Any], fields: np.ndarray, totals: np.ndarray, run: dict[str, Any]) -> anndata.AnnData:
+    def _as_anndata(
+        self, blocks: list[Any], fields: np.ndarray, totals: np.ndarray, run: dict[str, Any]
+    ) -> anndata.AnnData:
         import anndata
         from scipy import sparse
 
@@ -235,7 +269,9 @@ class SCDG(Model):
         counts = self.net.autoencoder.head.needs_counts
         if counts:
             obs["total_counts"] = totals
-        adata = anndata.AnnData(sparse.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=self.preprocessor.genes))
+        adata = anndata.AnnData(
+            sparse.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=self.preprocessor.genes)
+        )
         adata.uns["scdd"] = {
             "method": "SCDG", "expression": "counts" if counts else "log1p", "model": self.weights_hash(), **run
         }  # fmt: skip
@@ -265,7 +301,9 @@ class SCDG(Model):
         model.autoencoder.preprocessor = model.preprocessor
         model.autoencoder.net = model.autoencoder._build()
         model.net = model._build()
-        model.net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")})
+        model.net.load_state_dict(
+            {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
+        )
         model.net.eval().requires_grad_(False)
         model.autoencoder.fitted = True
         model.priors = ClassPriors(**{name: tensors[f"prior.{name}"] for name in ClassPriors._fields})
@@ -278,14 +316,20 @@ _STAGES = ("autoencoder", "classifier", "generator")
 def _count(n: int | None, condition: Mapping[str, Any]) -> int:
     lengths = {len(value) for value in condition.values() if np.ndim(value)}
     if len(lengths) > 1 or (n is not None and lengths and lengths != {n}):
-        raise InputError(f"condition columns have lengths {sorted(lengths)} for n={n}; give one value each, or n values")
+        raise InputError(
+            f"condition columns have lengths {sorted(lengths)} for n={n}; give one value each, or n values"
+        )
     n = n if n is not None else next(iter(lengths), None)
     if n is None or n < 1:
         raise InputError(f"n={n}; ask for at least one cell")
     return n
 
 
-def _folder(path: str | Path) -> Path:
-    from pathlib import Path
+def _with_more_rows(rows: np.ndarray, n: int, size: int) -> Tensor:
+    """``rows``, then others up to ``size`` in all, drawn by a generator seeded with the rows themselves.
 
-    return Path(path)
+    A pure function of the loader's batch, so that a resumed run draws what the first would have.
+    """
+    extra = max(min(size, n) - len(rows), 0)
+    rng = np.random.default_rng(rows)
+    return torch.from_numpy(np.concatenate([rows, rng.integers(n, size=extra)]))

@@ -62,7 +62,13 @@ class GaussianHead(nn.Module):
         return self.expectation(features)
 
     def draw(
-        self, features: Tensor, totals: Tensor, generator: torch.Generator, *, depth: int = 1, shared: bool = False
+        self,
+        features: Tensor,
+        totals: Tensor,
+        generator: torch.Generator,
+        *,
+        depth: int = 1,
+        shared: bool = False,
     ) -> Tensor:
         """The mean of ``depth`` independent draws of each row's cell [B, G].
 
@@ -125,7 +131,13 @@ class NegativeBinomialHead(nn.Module):
         return torch.poisson(mu * gamma, generator=generator)
 
     def draw(
-        self, features: Tensor, totals: Tensor, generator: torch.Generator, *, depth: int = 1, shared: bool = False
+        self,
+        features: Tensor,
+        totals: Tensor,
+        generator: torch.Generator,
+        *,
+        depth: int = 1,
+        shared: bool = False,
     ) -> Tensor:
         """The mean of ``depth`` independent draws of each row's cell, in log1p CP10k [B, G].
 

@@ -23,10 +23,22 @@ if TYPE_CHECKING:
 
 
 class Conditioned(NamedTuple):
-    """A training batch: cells and their condition codes [B, F]."""
+    """Cells and their condition codes [B, F]."""
 
     observed: Observed
     codes: Tensor
+
+
+class LatentBatch(NamedTuple):
+    """What the denoiser is trained on: encoded cells ``z0`` [B, d] with conditions ``codes`` [B, F].
+
+    The first rows are those of ``cells``, whose expression the quality terms look at. The encoder is
+    frozen, so that the other rows need not be read and encoded again.
+    """
+
+    z0: Tensor
+    codes: Tensor
+    cells: Observed
 
 
 class QualityWeights(NamedTuple):
@@ -83,10 +95,9 @@ class SCDGNet(nn.Module):
         scaled = (x - self.autoencoder.gene_mean) / self.autoencoder.gene_std
         return self.classifier(scaled.clamp(-5, 5)) / scaled.shape[1] ** 0.5
 
-    def loss(self, batch: Conditioned, generator: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: LatentBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """The terms of the objective for one batch."""
-        with torch.no_grad():
-            z0 = self.autoencoder.encode(batch.observed.x)
+        z0 = batch.z0
         codes = drop_conditions(batch.codes, self.condition_dropout, generator)
         eps = torch.randn(z0.shape, generator=generator).to(z0)
         if self.objective == "mean_flow":
@@ -98,18 +109,18 @@ class SCDGNet(nn.Module):
         wanted = target(self.parameterisation, z0, eps, signal, noise)
         clean = clean_estimate(self.parameterisation, output, z_t, signal, noise)
         weight = signal.square()[:, 0]
-        return {"diffusion": F.mse_loss(output, wanted), **self._quality(clean, z0, batch, weight)}
+        return {"diffusion": F.mse_loss(output, wanted), **self._quality(clean, batch, weight)}
 
-    def _quality(self, clean: Tensor, z0: Tensor, batch: Conditioned, weight: Tensor) -> dict[str, Tensor]:
-        q, terms = self.quality, {}
+    def _quality(self, clean: Tensor, batch: LatentBatch, weight: Tensor) -> dict[str, Tensor]:
+        q, n, terms = self.quality, len(batch.cells.x), {}
         if q.latent:
-            terms["latent"] = q.latent * (weight * (clean - z0).square().mean(1)).mean()
+            terms["latent"] = q.latent * (weight * (clean - batch.z0).square().mean(1)).mean()
         if q.expression or q.classifier:
-            decoded = self.autoencoder.decode(clean, batch.observed.totals)
-            error = (decoded - batch.observed.x).square().mean(1)
-            terms["expression"] = q.expression * (weight * error).mean()
-            entropy = F.cross_entropy(self.judge(decoded), batch.codes[:, 0], reduction="none")
-            terms["label"] = q.classifier * (weight * entropy).mean()
+            decoded = self.autoencoder.decode(clean[:n], batch.cells.totals)
+            error = (decoded - batch.cells.x).square().mean(1)
+            terms["expression"] = q.expression * (weight[:n] * error).mean()
+            entropy = F.cross_entropy(self.judge(decoded), batch.codes[:n, 0], reduction="none")
+            terms["label"] = q.classifier * (weight[:n] * entropy).mean()
         return terms
 
     def _mean_flow_loss(self, z0: Tensor, eps: Tensor, codes: Tensor, generator: torch.Generator) -> Tensor:
@@ -128,7 +139,9 @@ class SCDGNet(nn.Module):
         denoise = self._guided(codes, guidance)
         return code_then_noise(denoise, self.schedule, self.parameterisation, code, eps, t_star)
 
-    def many_steps(self, noise: Tensor, codes: Tensor, *, steps: int, guidance: float, skip: bool = False) -> Tensor:
+    def many_steps(
+        self, noise: Tensor, codes: Tensor, *, steps: int, guidance: float, skip: bool = False
+    ) -> Tensor:
         """The clean latent [B, d] of pure noise in ``steps`` calls: the multi-step rival of one step."""
         if self.objective == "mean_flow":
             return self._flow(noise, codes, steps, guidance)

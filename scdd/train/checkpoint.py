@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scdd.output import atomic_path
 from scdd.errors import DataFileError, InputError
+from scdd.output import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,9 @@ def load_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any] | None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DataFileError(f"{path} is not a readable checkpoint ({error}); delete it to start anew") from error
+        raise DataFileError(
+            f"{path} is not a readable checkpoint ({error}); delete it to start anew"
+        ) from error
     differing = [key for key, value in config.items() if state["config"].get(key) != value]
     if differing:
         key = differing[0]

@@ -100,7 +100,9 @@ def train(
             terms = getattr(wrapped, loss)(_to(fabric, prepare(batch)), generator)
             total = torch.stack(list(terms.values())).sum()
             if not torch.isfinite(total):
-                raise InputError(f"{label} diverged at step {step}: the loss is {total.item()}; lower lr={config.lr}")
+                raise InputError(
+                    f"{label} diverged at step {step}: the loss is {total.item()}; lower lr={config.lr}"
+                )
             wrapped_optimiser.zero_grad(set_to_none=True)
             fabric.backward(total)
             torch.nn.utils.clip_grad_norm_(trained, config.clip)

@@ -236,6 +236,13 @@ def test_files_are_read_in_ascending_runs():
     assert all(name.startswith("scdd-loader") for name in atlas.readers)
 
 
+def test_shuffled_rows_may_be_given_in_any_order():
+    rows = np.random.default_rng(0).permutation(4_000)
+    atlas = make_atlas(4_000)
+    order = order_of(CellLoader(atlas, rows=rows, batch_size=100, window=800))
+    np.testing.assert_array_equal(order, order_of(CellLoader(atlas, batch_size=100, window=800)))
+
+
 @pytest.mark.parametrize("stop", [0, 1, 3, 4, 7, 15, 16])
 def test_resume_is_exact(atlas, stop):
     def make():
@@ -249,7 +256,7 @@ def test_resume_is_exact(atlas, stop):
     state = json.loads(json.dumps(interrupted.state_dict()))
     resumed = make()
     resumed.load_state_dict(state)
-    resumed.set_epoch(stop // 16)  # as a training loop would; must not lose the place
+    resumed.set_epoch(resumed.epoch)  # as a training loop would; must not lose the place
     assert resumed.state_dict() == (state if stop < 16 else {**state, "epoch": 1, "batch": 0})
     rest = [*resumed, *resumed][: len(batches) - stop]
     for batch, reference in zip(rest, batches[stop:], strict=False):
@@ -282,6 +289,12 @@ def test_a_state_of_another_order_is_refused(atlas):
 
 def test_batches_own_their_arrays(atlas):
     batches = list(CellLoader(atlas, batch_size=64, window=128, counts=True, labels="donor"))
+    # A view would keep a whole window alive.
+    assert all(
+        array.flags.owndata
+        for b in batches
+        for array in (b.x, b.row_ids, b.counts, b.totals, b.codes["donor"])
+    )
     copies = [(batch.x.copy(), batch.row_ids.copy(), batch.counts.copy()) for batch in batches]
     for batch in batches[::2]:
         batch.x[:] = -1

@@ -1,0 +1,49 @@
+# make demo   distil real cells end to end (or: make demo DATA=atlas.h5ad LABEL=cell_type)
+# make test   all tests
+# Both make .venv on first use; PYTHON chooses the interpreter (3.11 or newer).
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+# The default data: 700 PBMCs of 10 types that ship inside scanpy, log1p values in .raw.
+DATA ?=
+LABEL ?= bulk_labels
+EXPRESSION ?= $(if $(DATA),counts,log1p)
+OPTIONS ?=
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+$(VENV)/.demo: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	@$(PYTHON) -c 'import sys; sys.exit("scdd needs Python 3.11 or newer; call make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	@echo "installing into $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@$(PIP) torch -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	@mkdir -p demo
+	@data="$(DATA)"; test -n "$$data" || data=$$($(BIN)/python -c 'import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec("scanpy").origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad")'); \
+	$(BIN)/scdd distill "$$data" --label "$(LABEL)" --expression $(EXPRESSION) --cells-per-class 10 \
+	  --out demo/distilled.h5ad --report demo/report.html $(OPTIONS)
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	@$(BIN)/python bench/bench_loader.py
+	@$(BIN)/python bench/run.py
+
+clean:
+	rm -rf $(VENV) build demo .pytest_cache .ruff_cache .mypy_cache *.egg-info

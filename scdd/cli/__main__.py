@@ -1,0 +1,5 @@
+"""`python -m scdd.cli`."""
+
+from scdd.cli import main
+
+main()

@@ -1,0 +1,362 @@
+"""The verbs: distill, train, generate, evaluate, simulate, info."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from scdd.cli import options as opt
+from scdd.errors import InputError
+
+if TYPE_CHECKING:
+    from scdd.data.atlas import Atlas
+
+app = typer.Typer(
+    name="scdd",
+    help="Distil, generate and evaluate single-cell RNA atlases. Every result is an ordinary .h5ad.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    add_completion=False,
+)
+
+
+def _open(
+    paths: list[Path],
+    label: str | None,
+    layer: str,
+    expression: str,
+    drop_unlabelled: bool,
+    min_class_cells: int,
+) -> Atlas:
+    from scdd.data.atlas import Atlas
+
+    sources = [str(path) for path in paths]
+    atlas = Atlas(sources[0] if len(sources) == 1 else sources, layer=layer, expression=expression)
+    if label and drop_unlabelled:
+        atlas = atlas.drop_unlabelled(label)
+    if label and min_class_cells > 1:
+        atlas.labels(label)  # unlabelled cells are an error of their own, not a rare class
+        atlas = atlas.drop_rare(label, min_class_cells)
+    return atlas
+
+
+@app.command(
+    epilog="Example: scdd distill pbmc3k.h5ad --label cell_type --cells-per-class 10 -o distilled.h5ad --report report.html"
+)
+def distill(
+    atlas: opt.Atlas,
+    label: opt.Label,
+    out: opt.Out = Path("distilled.h5ad"),
+    cells_per_class: Annotated[
+        int | None, typer.Option("--cells-per-class", "-k", min=1, help="Rows for each class [10].")
+    ] = None,
+    cells: Annotated[
+        int | None, typer.Option(min=1, help="Rows in all, in place of --cells-per-class.")
+    ] = None,
+    allocation: Annotated[
+        str, typer.Option(help="How --cells are shared out: balanced or proportional.")
+    ] = "balanced",
+    report: Annotated[
+        Path | None, typer.Option(help="Also hold cells out, score on them and write this HTML report.")
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="scdd, kmeans_decode, or a rule over real cells: random, herding, half_half, pool ..."
+        ),
+    ] = "scdd",
+    init: Annotated[
+        str | None, typer.Option(help="Where codes start: random, prior, real, kmeans or a rule's name.")
+    ] = None,
+    generator: Annotated[
+        Path | None, typer.Option(help="A model saved by `scdd train scdg`, to reuse.")
+    ] = None,
+    baselines: Annotated[
+        str, typer.Option(help="Rules to set beside the result in the report, by commas; empty for none.")
+    ] = "half_half,pool_local",
+    seeds: Annotated[int, typer.Option(min=2, help="Seeds of the report's classifiers.")] = 3,
+    split_by: opt.SplitBy = None,
+    test: opt.TestShare = 0.2,
+    test_group: opt.TestGroups = None,
+    condition: opt.Conditions = None,
+    preset: opt.PresetChoice = opt.Preset.fast,
+    expression: opt.ExpressionKind = opt.Expression.counts,
+    layer: opt.Layer = "auto",
+    genes: opt.Genes = 2_000,
+    drop_unlabelled: opt.Unlabelled = False,
+    min_class_cells: opt.MinClass = 1,
+    checkpoints: opt.Resume = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    progress: opt.Progress = True,
+) -> None:
+    """Distil a labelled atlas into a few synthetic cells a class.
+
+    Without --report every cell is used. With it a test part is held out first, is never seen by anything
+    that is fitted, and which cells it holds is written beside the output (OUT.split.csv).
+    """
+    from scdd.data.splits import save_split
+    from scdd.distillation.distill import distill as run
+    from scdd.models.scdg import SCDG
+    from scdd.output import check_writable, write_anndata
+
+    for path in (out, report):
+        if path is not None:
+            check_writable(path)
+    whole = _open(atlas, label, layer, expression, drop_unlabelled, min_class_cells)
+    held_out = None
+    if report is not None:
+        train, held_out = _hold_out(whole, label, split_by, test_group or test, seed)
+    else:
+        train = whole
+    common: dict[str, Any] = {
+        "label_key": label,
+        "cells_per_class": cells_per_class,
+        "total": cells,
+        "allocation": allocation,
+    }
+    common |= {"n_top_genes": genes or None, "seed": seed, "progress": progress}
+    model = SCDG.load(generator) if generator else None
+    result = run(
+        train, method=method, init=init, preset=preset.value, generator=model, conditions=condition or (),
+        device=device, checkpoint=None if checkpoints is None else str(checkpoints), **common,
+    )  # fmt: skip
+    if held_out is not None:
+        # Baselines see the genes of the result: all sets are judged on the same ones.
+        rest = common | {"n_top_genes": None, "genes": list(result.var_names)}
+        others = {name: run(train, method=name, **rest) for name in baselines.split(",") if name}
+        _report(result, train, held_out, label, others, seeds, report, progress)
+        parts = {"train": train.obs.index, "test": held_out.obs.index}
+        save_split(out.with_suffix(".split.csv"), parts)
+    write_anndata(result, out)
+    typer.echo(f"wrote {out}: {result.n_obs} rows for {train.n_obs:,} cells, {result.n_vars:,} genes")
+
+
+def _hold_out(atlas: Atlas, label: str, by: str | None, test: Any, seed: int) -> tuple[Atlas, Atlas]:
+    if not test:
+        raise InputError("--report needs held-out cells and --test is 0; leave --report out, or raise --test")
+    train, held_out = atlas.split(by=by, label_key=label, test=test, seed=seed)
+    how = f"whole groups of {by}" if by else "at random within classes"
+    typer.echo(f"held out {held_out.n_obs:,} of {atlas.n_obs:,} cells ({how})")
+    return train, held_out
+
+
+def _report(
+    result: Any, train: Any, test: Any, label: str, others: Any, seeds: int, path: Path | None, progress: bool
+) -> None:
+    from scdd.evaluation.evaluate import evaluate as judge
+
+    report = judge(
+        result, train=train, test=test, label_key=label, baselines=others, seeds=seeds, progress=progress
+    )
+    typer.echo(str(report))
+    if path is not None:
+        report.save(path)
+        typer.echo(f"wrote {path}")
+
+
+class Trainable(StrEnum):
+    """What can be trained."""
+
+    scdg = "scdg"
+    autoencoder = "autoencoder"
+
+
+@app.command(epilog="Example: scdd train scdg atlas.h5ad --label cell_type --condition disease -o model/")
+def train(
+    kind: Annotated[
+        Trainable, typer.Argument(help="scdg: the one-step generator. autoencoder: its latent space alone.")
+    ],
+    atlas: opt.Atlas,
+    out: opt.Out,
+    label: Annotated[
+        str | None, typer.Option("--label", "-l", help="Column of obs that holds the classes (scdg).")
+    ] = None,
+    condition: opt.Conditions = None,
+    objective: Annotated[
+        str, typer.Option(help="code_then_noise, or mean_flow: the code is the noise.")
+    ] = "code_then_noise",
+    head: Annotated[str, typer.Option(help="gaussian (log1p) or nb (raw counts).")] = "gaussian",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Mini-batches for each stage, in place of the preset's.")
+    ] = None,
+    preset: opt.PresetChoice = opt.Preset.fast,
+    expression: opt.ExpressionKind = opt.Expression.counts,
+    layer: opt.Layer = "auto",
+    genes: opt.Genes = 2_000,
+    drop_unlabelled: opt.Unlabelled = False,
+    min_class_cells: opt.MinClass = 1,
+    checkpoints: opt.Resume = None,
+    seed: opt.Seed = 0,
+    device: opt.Device = "auto",
+    progress: opt.Progress = True,
+) -> None:
+    """Train a model and save it as a folder of JSON and safetensors."""
+    from scdd.models.autoencoder import Autoencoder
+    from scdd.models.config import resolve_config
+    from scdd.models.scdg import SCDG
+    from scdd.output import check_writable
+
+    check_writable(out)
+    changes: dict[str, Any] = {
+        "objective": objective,
+        "autoencoder_head": head,
+        "seed": seed,
+        "device": device,
+    }
+    changes["autoencoder_n_top_genes"] = genes or None
+    if steps is not None:
+        changes |= {"steps": steps, "autoencoder_steps": steps}
+    config = resolve_config(preset.value, changes)
+    if kind is Trainable.scdg and label is None:
+        raise InputError("scdg is conditioned on classes: name their obs column with --label")
+    cells = _open(atlas, label, layer, expression, drop_unlabelled, min_class_cells)
+    folder = checkpoints
+    model: Any
+    if kind is Trainable.scdg:
+        model = SCDG(cells, label_key=str(label), conditions=condition or (), config=config)
+        model.fit(checkpoint=folder, progress=progress)
+    else:
+        model = Autoencoder(cells, config=config.autoencoder)
+        model.fit(checkpoint=None if folder is None else folder / "autoencoder.pt", progress=progress)
+    model.save(out)
+    typer.echo(f"wrote {out}: {kind.value} of {cells.n_obs:,} cells, {model.preprocessor.n_genes:,} genes")
+
+
+@app.command(epilog="Example: scdd generate model/ -n 1000 --condition 'cell_type=B cell' -o cells.h5ad")
+def generate(
+    model: Annotated[Path, typer.Argument(help="A folder written by `scdd train scdg`.")],
+    out: opt.Out,
+    cells: Annotated[int, typer.Option("--cells", "-n", min=1, help="How many.")] = 1_000,
+    condition: Annotated[
+        list[str] | None, typer.Option("--condition", "-c", help="COLUMN=VALUE; repeatable.")
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(min=1, help="1: one network call a cell. K: K calls from pure noise.")
+    ] = 1,
+    guidance: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance, w in (1+w) f(c) - w f(null).")
+    ] = None,
+    seed: opt.Seed = 0,
+    progress: opt.Progress = True,
+) -> None:
+    """Generate labelled cells. Conditions left open follow the training composition."""
+    from scdd.models.scdg import SCDG
+    from scdd.output import check_writable, write_anndata
+
+    check_writable(out)
+    wanted = {}
+    for item in condition or []:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"--condition {item!r}: write COLUMN=VALUE")
+        wanted[name] = value
+    generator = SCDG.load(model)
+    result = generator.generate(
+        cells, condition=wanted, steps=steps, guidance=guidance, seed=seed, progress=progress
+    )
+    write_anndata(result, out)
+    typer.echo(f"wrote {out}: {result.n_obs:,} cells x {result.n_vars:,} genes")
+
+
+@app.command(
+    epilog="Example: scdd evaluate distilled.h5ad --train train.h5ad --test test.h5ad --label cell_type -o report.html"
+)
+def evaluate(
+    distilled: Annotated[Path, typer.Argument(help="The set to judge, by whatever tool it was made.")],
+    test: Annotated[Path, typer.Option(help="Held-out real cells.")],
+    label: opt.Label,
+    train: Annotated[
+        Path | None, typer.Option(help="Real training cells; without them there is no recovery.")
+    ] = None,
+    out: opt.Out = Path("report.html"),
+    baseline: Annotated[list[str] | None, typer.Option(help="NAME=FILE of another set; repeatable.")] = None,
+    split: Annotated[
+        Path | None,
+        typer.Option(help="A saved OUT.split.csv: --train and --test are then one atlas, parted by it."),
+    ] = None,
+    scores: Annotated[Path | None, typer.Option(help="Also write every score as CSV.")] = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Seeds of the classifiers.")] = 5,
+    expression: opt.ExpressionKind = opt.Expression.auto,
+    progress: opt.Progress = True,
+) -> None:
+    """Train classifiers on a distilled set, score them on held-out cells, write an HTML report."""
+    from scdd.data.atlas import Atlas
+    from scdd.data.splits import load_split
+    from scdd.evaluation.evaluate import evaluate as judge
+    from scdd.output import check_writable
+
+    for path in (out, scores):
+        if path is not None:
+            check_writable(path)
+    real_test = Atlas(str(test), expression=expression.value)
+    real_train = Atlas(str(train), expression=expression.value) if train else None
+    if split is not None:
+        parts = load_split(split, real_test.obs.index)
+        real_train, real_test = real_test.subset(parts["train"]), real_test.subset(parts["test"])
+    others = {name: file for name, _, file in (item.partition("=") for item in baseline or [])}
+    report = judge(
+        str(distilled),
+        train=real_train,
+        test=real_test,
+        label_key=label,
+        baselines=others,
+        seeds=seeds,
+        progress=progress,
+    )
+    typer.echo(str(report))
+    report.save(out)
+    if scores is not None:
+        report.to_csv(scores)
+    typer.echo(f"wrote {out}")
+
+
+@app.command(epilog="Example: scdd simulate pbmc3k.h5ad --label cell_type --cells 1000000 -o big.h5ad")
+def simulate(
+    out: opt.Out,
+    reference: Annotated[
+        Path | None, typer.Argument(help="An atlas of counts to imitate; none: a synthetic design.")
+    ] = None,
+    label: Annotated[
+        str, typer.Option("--label", "-l", help="Column of obs that holds the classes.")
+    ] = "cell_type",
+    batch: Annotated[str, typer.Option(help="Column of obs that holds donors or batches.")] = "batch",
+    cells: Annotated[int, typer.Option("--cells", "-n", min=1, help="How many.")] = 10_000,
+    genes: Annotated[int, typer.Option(min=1, help="Genes of a synthetic design.")] = 2_000,
+    classes: Annotated[int, typer.Option(min=1, help="Classes of a synthetic design.")] = 8,
+    batches: Annotated[int, typer.Option(min=1, help="Batches of a synthetic design.")] = 1,
+    seed: opt.Seed = 0,
+) -> None:
+    """Simulate counts (gamma-Poisson), from a design or fitted to an atlas; streams to disk past memory."""
+    from scdd.data.simulate import simulate_to_file
+
+    options: dict[str, Any] = (
+        {} if reference else {"n_genes": genes, "n_classes": classes, "n_batches": batches}
+    )
+    simulate_to_file(
+        out,
+        None if reference is None else str(reference),
+        n_cells=cells,
+        label_key=label,
+        batch_key=batch,
+        seed=seed,
+        **options,
+    )
+    typer.echo(f"wrote {out}: {cells:,} cells")
+
+
+@app.command(epilog="Example: scdd info atlas.h5ad --label cell_type")
+def info(
+    path: Annotated[Path, typer.Argument(help="An atlas, a distilled set or a saved model.")],
+    label: Annotated[
+        str | None, typer.Option("--label", "-l", help="Count the cells of every class of this column.")
+    ] = None,
+) -> None:
+    """Say what a file holds: cells, genes, kinds of expression, columns, provenance."""
+    from scdd.data.describe import describe
+
+    typer.echo(describe(path, label))

@@ -1,0 +1,180 @@
+"""Atlases over every kind of source read the same cells, and bad input is named."""
+
+from __future__ import annotations
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+import scdd
+from scdd.errors import DataFileError, InputError
+
+
+def _written(adata, tmp_path, kind):
+    adata = adata.copy()
+    if kind == "dense":
+        adata.X = adata.X.toarray()
+    if kind == "csc":
+        adata.X = sparse.csc_matrix(adata.X)
+    path = tmp_path / f"{kind}.{'zarr' if kind == 'zarr' else 'h5ad'}"
+    adata.write_zarr(path) if kind == "zarr" else adata.write_h5ad(path, compression="gzip")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense", "zarr", "memory", "backed"])
+def test_every_source_reads_the_same_rows(adata, tmp_path, kind):
+    if kind == "memory":
+        atlas = scdd.Atlas(adata)
+    elif kind == "backed":
+        atlas = scdd.Atlas(ad.read_h5ad(_written(adata, tmp_path, "csr"), backed="r"))
+    else:
+        atlas = scdd.Atlas(_written(adata, tmp_path, kind))
+    rows = np.array([5, 3, 3, 200, 0, 4, 239])
+    np.testing.assert_array_equal(atlas.read(rows).toarray(), adata.X[rows].toarray())
+    np.testing.assert_array_equal(
+        np.concatenate([block.toarray() for _, block in atlas.blocks(37)]), adata.X.toarray()
+    )
+    assert atlas.shape == adata.shape
+    assert list(atlas.obs["cell_type"]) == list(adata.obs["cell_type"])
+
+
+def test_a_list_of_sources_aligns_genes_by_name(adata, tmp_path):
+    first, second = adata[:100, :40].copy(), adata[100:, 20:][:, ::-1].copy()
+    path = tmp_path / "second.h5ad"
+    second.write_h5ad(path)
+    inner = scdd.Atlas([first, path])
+    assert list(inner.var_names) == list(adata.var_names[20:40])
+    np.testing.assert_array_equal(inner.read(np.arange(240)).toarray(), adata.X[:, 20:40].toarray())
+    outer = scdd.Atlas([first, path], join="outer")
+    whole = pd.DataFrame(outer.read(np.arange(240)).toarray(), columns=outer.var_names)[adata.var_names]
+    expected = adata.X.toarray().copy()
+    expected[:100, 40:] = 0
+    expected[100:, :20] = 0
+    np.testing.assert_array_equal(whole.to_numpy(), expected)
+    assert outer.obs["source"].nunique() == 2
+
+
+def test_a_folder_of_files_is_one_atlas(adata, tmp_path):
+    adata[:50].copy().write_h5ad(tmp_path / "a.h5ad")
+    adata[50:].copy().write_h5ad(tmp_path / "b.h5ad")
+    np.testing.assert_array_equal(scdd.Atlas(tmp_path).read([49, 50]).toarray(), adata.X[49:51].toarray())
+
+
+def test_counts_are_found_beside_scaled_data(adata):
+    adata.raw = adata.copy()
+    adata.X = np.random.default_rng(0).standard_normal(adata.shape).astype("f4")
+    assert scdd.Atlas(adata).layer == "raw/X"
+    adata.layers["counts"] = adata.raw.X
+    assert scdd.Atlas(adata).layer == "layers/counts"
+
+
+def test_log_data_is_refused_where_counts_are_wanted(adata):
+    adata.X = adata.X.log1p()
+    with pytest.raises(InputError, match="log1p.*--expression log1p"):
+        scdd.Atlas(adata)
+    assert scdd.Atlas(adata, expression="log1p").expression == "log1p"
+    assert scdd.Atlas(adata, expression="auto").expression == "log1p"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda x: -x, "negative"), (lambda x: x * 40.3, "fractional"), (lambda x: x * np.nan, "NaN")],
+)
+def test_values_of_the_wrong_kind_are_named(adata, change, message):
+    adata.X.data = change(adata.X.data)
+    with pytest.raises(InputError, match=message):
+        scdd.Atlas(adata)
+
+
+def test_a_bad_value_outside_the_sample_is_caught_when_read(adata, monkeypatch):
+    monkeypatch.setattr("scdd.data.expression._SAMPLED_ROWS", 8)
+    adata.X[100, 3] = 2.5
+    atlas = scdd.Atlas(adata)
+    with pytest.raises(InputError, match="not counts"):
+        atlas.read(np.arange(90, 110))
+
+
+def test_files_that_cannot_be_read(h5ad, tmp_path):
+    with pytest.raises(DataFileError, match="does not exist"):
+        scdd.Atlas(tmp_path / "none.h5ad")
+    short = tmp_path / "short.h5ad"
+    short.write_bytes(h5ad.read_bytes()[: h5ad.stat().st_size // 2])
+    with pytest.raises(DataFileError, match="not a readable h5ad"):
+        scdd.Atlas(short)
+    text = tmp_path / "text.h5ad"
+    text.write_text("gene,cell\n")
+    with pytest.raises(DataFileError, match="not a readable h5ad"):
+        scdd.Atlas(text)
+    (tmp_path / "folder.zarr").mkdir()
+    with pytest.raises(DataFileError, match="zarr"):
+        scdd.Atlas(tmp_path / "folder.zarr")
+
+
+@pytest.mark.parametrize("fault", ["column", "indptr", "length"])
+def test_a_corrupt_matrix_is_an_error_not_wrong_cells(h5ad, fault):
+    with h5py.File(h5ad, "r+") as file:
+        if fault == "column":
+            file["X/indices"][5] = 10_000
+        elif fault == "indptr":
+            file["X/indptr"][3] = 0
+        else:
+            del file["X/data"]
+            file["X/data"] = np.ones(3, dtype="f4")
+    with pytest.raises(DataFileError, match="corrupt"):
+        scdd.Atlas(h5ad).read(np.arange(10))
+
+
+def test_duplicated_genes_empty_atlases_and_disjoint_genes(adata):
+    twice = adata.copy()
+    twice.var_names = ["GENE0", *adata.var_names[1:-1], "GENE0"]
+    with pytest.raises(InputError, match=r"duplicated gene names.*GENE0.*var_names_make_unique"):
+        scdd.Atlas(twice)
+    with pytest.raises(InputError, match="no cells"):
+        scdd.Atlas(adata[:0].copy())
+    with pytest.raises(InputError, match="no genes"):
+        scdd.Atlas(adata[:, :0].copy())
+    other = adata.copy()
+    other.var_names = [f"ENSG{i}" for i in range(adata.n_vars)]
+    with pytest.raises(InputError, match="zero genes in common"):
+        scdd.Atlas([adata, other])
+
+
+def test_labels(adata):
+    atlas = scdd.Atlas(adata)
+    codes, names = atlas.labels("cell_type")
+    assert names == ["type 0", "type 1", "type 2"]
+    assert [names[c] for c in codes[:4]] == ["type 0", "type 1", "type 2", "type 0"]
+    with pytest.raises(InputError, match=r"no column 'type'.*cell_type"):
+        atlas.labels("type")
+    adata.obs.loc["cell_7", "cell_type"] = np.nan
+    atlas = scdd.Atlas(adata)
+    with pytest.raises(InputError, match="1 of 240 cells.*drop_unlabelled"):
+        atlas.labels("cell_type")
+    kept = atlas.drop_unlabelled("cell_type")
+    assert kept.n_obs == 239
+    assert "cell_7" not in kept.obs.index
+
+
+def test_drop_rare(adata):
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(str)
+    adata.obs.iloc[0, 0] = "lonely"
+    assert "lonely" not in scdd.Atlas(adata).drop_rare("cell_type", 2).labels("cell_type").names
+
+
+def test_within_memory_reads_the_same_and_respects_its_limit(adata, h5ad):
+    part = scdd.Atlas(h5ad).subset(np.arange(10, 200)[::-1])
+    held = part.within_memory()
+    assert held.in_memory is not None
+    np.testing.assert_array_equal(held.read([0, 7]).toarray(), part.read([0, 7]).toarray())
+    np.testing.assert_array_equal(held.read([0, 7]).toarray(), adata.X[[199, 192]].toarray())
+    assert part.within_memory(limit=100) is part
+
+
+def test_fingerprint_follows_the_data(adata):
+    changed = adata.copy()
+    changed.X[0, 0] += 1
+    same, other = scdd.Atlas(adata.copy()), scdd.Atlas(changed)
+    assert scdd.Atlas(adata).fingerprint() == same.fingerprint() != other.fingerprint()
