@@ -97,9 +97,9 @@ class Atlas:
 
     @property
     def in_memory(self) -> sparse.csr_matrix | None:
-        """The whole matrix if it lies in memory, is of one source and all its rows are used."""
+        """The whole matrix if it lies in memory, is of one source and all its rows are used in order."""
         matrix = self._sources[0].matrix
-        whole = len(self._sources) == 1 and self.n_obs == matrix.shape[0]
+        whole = len(self._sources) == 1 and np.array_equal(self.rows, np.arange(matrix.shape[0]))
         return matrix.csr if whole and isinstance(matrix, MemoryMatrix) else None
 
     def __len__(self) -> int:

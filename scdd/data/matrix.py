@@ -100,7 +100,8 @@ def open_matrix(element: Any, place: str) -> RowMatrix:
     """
     encoding = _encoding(element)
     if encoding in ("csr_matrix", "csc_matrix"):
-        shape = tuple(int(n) for n in element.attrs.get("shape", element.attrs.get("h5sparse_shape")))
+        rows, columns = element.attrs.get("shape", element.attrs.get("h5sparse_shape"))
+        shape = (int(rows), int(columns))
         if encoding == "csr_matrix":
             return StoredCsr(element, shape, place)
         parts = (element["data"][...], element["indices"][...], element["indptr"][...])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,12 +101,12 @@ def _store_of_anndata(adata: anndata.AnnData) -> Store:
     name = "AnnData"
     layers: dict[str, Callable[[], RowMatrix]] = {}
     if adata.X is not None:
-        layers["X"] = lambda: MemoryMatrix(adata.X, f"{name}: X")
-    for key in adata.layers:
-        layers[f"layers/{key}"] = lambda key=key: MemoryMatrix(adata.layers[key], f"{name}: layers/{key}")
+        layers["X"] = partial(MemoryMatrix, adata.X, f"{name}: X")
+    for key, values in adata.layers.items():
+        layers[f"layers/{key}"] = partial(MemoryMatrix, values, f"{name}: layers/{key}")
     names = {"X": pd.Index(adata.var_names)}
     if adata.raw is not None:
-        layers["raw/X"] = lambda: MemoryMatrix(adata.raw.X, f"{name}: raw/X")
+        layers["raw/X"] = partial(MemoryMatrix, adata.raw.X, f"{name}: raw/X")
         names["raw/X"] = pd.Index(adata.raw.var_names)
     if not layers:
         raise InputError("the AnnData has neither X nor layers nor raw")
@@ -150,7 +151,9 @@ def _store_of_group(name: str, root: Any) -> Store:
         names["raw/X"] = pd.Index(raw_var.index)
     if not paths:
         raise ValueError("it has neither X nor layers nor raw")
-    layers = {p: (lambda p=p: open_matrix(root[p], f"{name}: {p}")) for p in paths}
+    layers: dict[str, Callable[[], RowMatrix]] = {
+        path: partial(open_matrix, root[path], f"{name}: {path}") for path in paths
+    }
     return Store(name, obs, layers, names)
 
 

@@ -98,7 +98,8 @@ def _take_groups(free: list[str], sizes: dict[str, int], share: float | Sequence
                 f"obs[{by!r}] has no group {unknown[0]!r}; its groups are: {', '.join(sorted(free))}"
             )
         return named
-    target, taken, cells = share * sum(sizes.values()), [], 0
+    target, cells = share * sum(sizes.values()), 0
+    taken: list[str] = []
     for name in free[:-1]:
         # A group is taken if that brings the share nearer to what was asked; the first always is.
         if cells >= target or (taken and cells + sizes[name] - target > target - cells):

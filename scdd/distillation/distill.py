@@ -130,7 +130,8 @@ def distill(
     candidates = Candidates(atlas, labels.codes, preprocessor, seed=seed)
     task = Task(atlas, label_key, labels.names, budget, preprocessor, candidates, seed)
     if method in SELECTORS:
-        rows, settings = _select(task, method), {}
+        settings: dict[str, Any] = {}
+        rows = _select(task, method)
     else:
         if generator is None:
             changes = {"seed": seed, "device": device, **changes}
@@ -144,7 +145,8 @@ def distill(
             ).fit(checkpoint=checkpoint, progress=progress)
         _check_generator(generator, task)
         if method == "kmeans_decode":
-            rows, settings = _decode_clusters(task, generator), {}
+            settings = {}
+            rows = _decode_clusters(task, generator)
         else:
             faithful = preset == "faithful"
             choice = {

@@ -128,7 +128,7 @@ class Autoencoder(Model):
 
     @torch.no_grad()
     def _standardise_latents(self) -> None:
-        total, square, n = 0.0, 0.0, 0
+        total, square, n = torch.zeros(()), torch.zeros(()), 0
         for x in self._expression(self.atlas):
             z = self.net.encode_raw(x).double()
             total, square, n = total + z.sum(0), square + z.square().sum(0), n + len(z)

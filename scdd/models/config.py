@@ -41,7 +41,7 @@ class SCDGConfig:
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     objective: str = "code_then_noise"
     parameterisation: str = "v"
-    width: int = 256
+    width: int = 128
     depth: int = 3
     timesteps: int = 1_000
     t_star: int = 250
@@ -50,8 +50,8 @@ class SCDGConfig:
     weight_latent: float = 1.0
     weight_expression: float = 1.0
     weight_classifier: float = 0.1
-    steps: int = 2_000
-    batch_size: int = 512
+    steps: int = 1_500
+    batch_size: int = 256
     quality_batch: int = 64
     classifier_steps: int = 300
     lr: float = 1e-3
@@ -83,6 +83,7 @@ PRESETS: dict[str, SCDGConfig] = {
         width=512,
         depth=4,
         steps=12_000,
+        batch_size=512,
         quality_batch=128,
         classifier_steps=1_000,
     ),

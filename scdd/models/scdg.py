@@ -16,7 +16,8 @@ from scdd.models.base import Model
 from scdd.models.conditions import Conditions
 from scdd.models.config import SCDGConfig, resolve_config
 from scdd.models.priors import ClassPriors
-from scdd.nn.scdg import Conditioned, LatentBatch, QualityWeights, SCDGNet
+from scdd.models.scdg_net import Conditioned, LatentBatch, QualityWeights, SCDGNet
+from scdd.nn.heads import NegativeBinomialHead
 from scdd.train.loop import TrainConfig, train
 
 if TYPE_CHECKING:
@@ -252,7 +253,7 @@ class SCDG(Model):
             clean = self.latent(code, eps, fields, guidance=w)
         totals = self.priors.sample_totals(label, generator)
         features, head = self.net.autoencoder.features(clean), self.net.autoencoder.head
-        if head.needs_counts:
+        if isinstance(head, NegativeBinomialHead):
             x = head.draw_counts(features, totals, generator)
         else:
             x = head.draw(features, totals, generator)

@@ -12,7 +12,10 @@ from scdd.nn.heads import GaussianHead, NegativeBinomialHead, Observed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-HEADS = {"gaussian": GaussianHead, "nb": NegativeBinomialHead}
+HEADS: dict[str, type[GaussianHead | NegativeBinomialHead]] = {
+    "gaussian": GaussianHead,
+    "nb": NegativeBinomialHead,
+}
 
 
 def mlp(sizes: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
@@ -41,6 +44,12 @@ class AutoencoderNet(nn.Module):
     kl_weight
         Above 0 the encoder is variational, ``q(z|x) = N(E(x), s^2)`` with one learnt s a dimension.
     """
+
+    gene_mean: Tensor
+    gene_std: Tensor
+    latent_mean: Tensor
+    latent_std: Tensor
+    head: GaussianHead | NegativeBinomialHead
 
     def __init__(
         self,

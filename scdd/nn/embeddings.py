@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class TimeEmbedding(nn.Module):
     """Times [B] in [0, 1] to [B, dim]: sinusoids of 1000 t, then a two-layer SiLU MLP."""
 
+    rates: Tensor
+
     def __init__(self, dim: int, frequencies: int = 64):
         super().__init__()
         rates = torch.exp(-math.log(10_000.0) * torch.arange(frequencies) / frequencies)
@@ -35,13 +37,14 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, sizes: Sequence[int], dim: int):
         super().__init__()
+        self.sizes = tuple(sizes)
         self.tables = nn.ModuleList(nn.Embedding(size + 1, dim) for size in sizes)
 
     def forward(self, codes: Tensor) -> Tensor:  # noqa: D102
         # A negative index is moved to the last row, which holds the null token.
         fields = [
-            table(torch.where(code < 0, table.num_embeddings - 1, code))
-            for table, code in zip(self.tables, codes.unbind(1), strict=True)
+            table(torch.where(code < 0, size, code))
+            for table, size, code in zip(self.tables, self.sizes, codes.unbind(1), strict=True)
         ]
         return torch.stack(fields).sum(0)
 

@@ -29,6 +29,7 @@ class GaussianHead(nn.Module):
     """
 
     needs_counts = False
+    spread: Tensor
 
     def __init__(self, width: int, genes: int):
         super().__init__()

@@ -20,7 +20,7 @@ class MovingAverage:
 
     def __init__(self, module: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
-        self._live = [p for p in module.parameters() if p.requires_grad]
+        self._live: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
         # Running statistics of norm layers belong to the weights they were collected under.
         trained = {id(p) for p in self._live}
         self._live += [

@@ -178,3 +178,12 @@ def test_fingerprint_follows_the_data(adata):
     changed.X[0, 0] += 1
     same, other = scdd.Atlas(adata.copy()), scdd.Atlas(changed)
     assert scdd.Atlas(adata).fingerprint() == same.fingerprint() != other.fingerprint()
+
+
+def test_a_reordered_or_repeated_subset_is_not_taken_for_the_whole(adata):
+    """`in_memory` once looked at the number of rows alone and handed out the wrong cells."""
+    for rows in (np.arange(240)[::-1], np.zeros(240, dtype=int)):
+        part = scdd.Atlas(adata).subset(rows)
+        assert part.in_memory is None
+        batch = next(iter(scdd.CellLoader(part, shuffle=False, batch_size=4, normalise=False)))
+        np.testing.assert_array_equal(batch.x, adata.X[rows[:4]].toarray())
