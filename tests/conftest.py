@@ -66,3 +66,34 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("SCDD_DATA is unset: no folder of real data sets")
     return Path(folder)
+
+
+SMALL = {
+    "autoencoder_hidden": (32,),
+    "autoencoder_latent": 6,
+    "autoencoder_steps": 250,
+    "autoencoder_batch_size": 64,
+    "width": 32,
+    "depth": 2,
+    "steps": 300,
+    "batch_size": 64,
+    "quality_batch": 16,
+    "classifier_steps": 60,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="session")
+def small() -> dict:
+    """Settings of a generator that trains in seconds."""
+    return dict(SMALL)
+
+
+@pytest.fixture(scope="session")
+def generator():
+    """A small trained SCDG with two conditions; read it, do not change it."""
+    import scdd
+
+    atlas = scdd.Atlas(_make_atlas())
+    model = scdd.SCDG(atlas, label_key="cell_type", conditions=["condition"], **SMALL)
+    return model.fit(progress=False)

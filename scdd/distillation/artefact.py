@@ -76,7 +76,7 @@ def provenance(
         "source_layer": atlas.layer,
         "source_cells": atlas.n_obs,
         "source_fingerprint": atlas.fingerprint(),
-        "versions": {"scdd": scdd.__version__, "torch": torch.__version__, "numpy": np.__version__},
+        "versions": {"scdd": scdd.__version__, "torch": str(torch.__version__), "numpy": np.__version__},
         "teacher": "none: trained on the source alone, no foundation-model weights",
     }
     if generator is not None:

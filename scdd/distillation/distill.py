@@ -28,8 +28,8 @@ METHODS = ("scdd", "kmeans_decode", *SELECTORS)
 # Matching settings of each preset; those of the generator are in scdd.models.config.
 MATCHING = {
     "fast": MatchingConfig(),
-    "quality": MatchingConfig(objective="dc+dm", iterations=1_000, batch_real=128),
-    "faithful": MatchingConfig(objective="dc+dm", iterations=1_000, batch_real=256, lr=0.01),
+    "quality": MatchingConfig(iterations=600, width=1_024),
+    "faithful": MatchingConfig(objective="dc+dm", iterations=1_000, lr=0.01, support=0.0, depth=2),
 }
 
 
@@ -56,7 +56,7 @@ def distill(
     preset: str = "fast",
     init: str | None = None,
     rendering: str | None = None,
-    shrinkage: float = 0.4,
+    shrinkage: float = 0.8,
     generator: SCDG | None = None,
     conditions: Sequence[str] = (),
     n_top_genes: int | None = 2_000,
@@ -229,7 +229,12 @@ def _optimise(
         rendering=rendering, shrinkage=shrinkage, seed=task.seed,
     )  # fmt: skip
     net = generator.autoencoder.net
-    codes = Codes(start, label, latent)
+    def excess(z: torch.Tensor) -> torch.Tensor:
+        if generator.config.objective == "mean_flow":
+            return (z.square().mean(1) - 1).clamp_min(0)
+        return generator.priors.excess(z, label)
+
+    codes = Codes(start, label, latent, excess)
     scale = net.gene_mean, net.gene_std
     z, history = optimise(codes, renderer, task.candidates, scale, config, seed=task.seed, progress=progress)
     with torch.no_grad():

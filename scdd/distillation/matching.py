@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 class MatchingNetwork(nn.Module):
-    """A fresh random MLP psi: standardised expression [n, G] -> features [n, width] -> logits [n, C]."""
+    """A fresh random MLP psi: scaled expression [n, G] -> features [n, width] -> logits [n, C].
+
+    ``depth`` counts hidden ReLU layers. With 0 the features are the scaled genes themselves: what random
+    linear maps would see on average, without their noise.
+    """
 
     def __init__(
         self, mean: Tensor, std: Tensor, classes: int, *, width: int, depth: int, generator: torch.Generator
@@ -24,7 +28,7 @@ class MatchingNetwork(nn.Module):
         self.mean, self.std = mean, std
         sizes = [len(mean), *[width] * depth]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
-        self.leave = nn.Linear(width, classes)
+        self.leave = nn.Linear(sizes[-1], classes)
         for layer in (*self.layers, self.leave):
             bound = (3 / layer.in_features) ** 0.5
             with torch.no_grad():
@@ -70,8 +74,10 @@ def _entropy(network: MatchingNetwork, x: Tensor, label: int) -> Tensor:
 
 
 def _row_distance(got: Tensor, wanted: Tensor) -> Tensor:
-    dot = (got * wanted).sum(1)
-    return (1 - dot / (got.norm(dim=1) * wanted.norm(dim=1) + 1e-6)).sum()
+    dot, lengths = (got * wanted).sum(1), got.norm(dim=1) * wanted.norm(dim=1)
+    # A unit that is dead for both has equal gradients, zero, whose cosine is undefined.
+    dead = (got.detach() == 0).all(1) & (wanted == 0).all(1)
+    return (1 - dot / (lengths + 1e-6))[~dead].sum()
 
 
 def both(network: MatchingNetwork, real: Batches, synthetic: Batches) -> Tensor:

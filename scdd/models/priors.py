@@ -42,6 +42,12 @@ class ClassPriors(NamedTuple):
         eps = torch.randn(len(label), self.mean.shape[1], generator=generator)
         return self.mean[label] + torch.einsum("nij,nj->ni", self.factor[label], eps)
 
+    def excess(self, codes: Tensor, label: Tensor) -> Tensor:
+        """``max(0, m^2 / d - 1)`` [n], m the Mahalanobis distance to the class: 0 inside its typical set."""
+        centred = (codes - self.mean[label])[:, :, None]
+        white = torch.linalg.solve_triangular(self.factor[label], centred, upper=False)[:, :, 0]
+        return (white.square().mean(1) - 1).clamp_min(0)
+
     def sample_totals(self, label: Tensor, generator: torch.Generator) -> Tensor:
         """Library sizes [n] of the given classes."""
         mean, sd = self.log_total[label].unbind(1)

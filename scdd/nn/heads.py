@@ -89,6 +89,7 @@ class GaussianHead(nn.Module):
 class NegativeBinomialHead(nn.Module):
     """``count ~ NB(total * rho, theta)``: ``rho`` a softmax over the genes and one column for all others.
 
+    The column of other genes is fitted like a gene: without it the shares of the chosen genes would float.
     Variance ``mu + mu^2 / theta``, ``theta`` per gene (Lopez et al. 2018, without zero inflation).
     """
 
@@ -97,7 +98,7 @@ class NegativeBinomialHead(nn.Module):
     def __init__(self, width: int, genes: int):
         super().__init__()
         self.share = nn.Linear(width, genes + 1)
-        self.log_theta = nn.Parameter(torch.zeros(genes))
+        self.log_theta = nn.Parameter(torch.zeros(genes + 1))
 
     def start_from(self, mean: Tensor, detected: Tensor) -> None:
         """Begin at the training cells' mean expression of each gene."""
@@ -108,12 +109,22 @@ class NegativeBinomialHead(nn.Module):
 
     def rate(self, features: Tensor, totals: Tensor) -> Tensor:
         """``mu = total * rho`` [B, G]."""
-        return torch.softmax(self.share(features), 1)[:, :-1] * totals[:, None]
+        return self._all_rates(features, totals)[:, :-1]
+
+    def _all_rates(self, features: Tensor, totals: Tensor) -> Tensor:
+        return torch.softmax(self.share(features), 1) * totals[:, None]
+
+    @property
+    def theta(self) -> Tensor:
+        """Inverse dispersion of every gene [G]."""
+        return self.log_theta[:-1].exp()
 
     def loss(self, features: Tensor, observed: Observed) -> Tensor:
         """Negative log-likelihood, summed over genes, mean over cells."""
         assert observed.counts is not None, "the negative-binomial head is trained on counts"
-        mu, theta, k = self.rate(features, observed.totals) + 1e-8, self.log_theta.exp(), observed.counts
+        mu, theta = self._all_rates(features, observed.totals) + 1e-8, self.log_theta.exp()
+        others = (observed.totals - observed.counts.sum(1)).clamp_min(0)
+        k = torch.cat([observed.counts, others[:, None]], 1)
         log_mass = (
             torch.lgamma(k + theta) - torch.lgamma(theta) - torch.lgamma(k + 1)
             + theta * (theta.log() - (theta + mu).log())
@@ -123,11 +134,11 @@ class NegativeBinomialHead(nn.Module):
 
     def expected(self, features: Tensor, totals: Tensor) -> Tensor:
         """``E[log1p(10^4 count / total)]`` [B, G], by summing the first masses of the distribution."""
-        return expected_log1p(self.rate(features, totals), self.log_theta.exp(), TARGET_SUM / totals[:, None])
+        return expected_log1p(self.rate(features, totals), self.theta, TARGET_SUM / totals[:, None])
 
     def draw_counts(self, features: Tensor, totals: Tensor, generator: torch.Generator) -> Tensor:
         """One gamma-Poisson draw of every cell's counts [B, G]."""
-        mu, theta = self.rate(features, totals), self.log_theta.exp().expand(len(features), -1)
+        mu, theta = self.rate(features, totals), self.theta.expand(len(features), -1)
         gamma = torch._standard_gamma(theta.contiguous(), generator=generator) / theta
         return torch.poisson(mu * gamma, generator=generator)
 
@@ -144,7 +155,7 @@ class NegativeBinomialHead(nn.Module):
 
         Counts of different rows are always independent: ``shared`` has no cheap form for a gamma-Poisson.
         """
-        total = torch.zeros(len(features), len(self.log_theta))
+        total = torch.zeros(len(features), len(self.theta))
         for _ in range(depth):
             total += torch.log1p(TARGET_SUM * self.draw_counts(features, totals, generator) / totals[:, None])
         return total / depth

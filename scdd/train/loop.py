@@ -118,6 +118,7 @@ def train(
             if checkpoint is not None and step % config.checkpoint_every == 0:
                 run.save(checkpoint, step, history, batches)
     average.apply()
+    module.zero_grad(set_to_none=True)
     return module.cpu().eval(), history
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -30,8 +31,11 @@ def test_negative_binomial_loss_equals_scipy():
     head.log_theta.data.normal_()
     features, totals = torch.randn(5, 4, dtype=torch.float64), torch.full((5,), 300.0, dtype=torch.float64)
     counts = torch.randint(0, 40, (5, 6)).double()
-    mu, theta = head.rate(features, totals).detach().numpy(), head.log_theta.exp().detach().numpy()
-    expected = -stats.nbinom.logpmf(counts.numpy(), theta, theta / (theta + mu)).sum(1).mean()
+    share = torch.softmax(head.share(features), 1).detach().numpy()
+    mu, theta = share * 300.0, head.log_theta.exp().detach().numpy()
+    k = np.concatenate([counts.numpy(), 300.0 - counts.sum(1, keepdim=True).numpy()], 1)
+    expected = -stats.nbinom.logpmf(k, theta, theta / (theta + mu)).sum(1).mean()
+    np.testing.assert_allclose(head.rate(features, totals).detach().numpy(), mu[:, :-1])
     loss = head.loss(features, Observed(counts, counts, totals)).item()
     assert loss == pytest.approx(expected, rel=1e-5)
 
