@@ -31,6 +31,8 @@ def main() -> None:
         if os.environ.get("SCDD_DEBUG"):
             raise
         _leave(f"internal error: {type(error).__name__}: {error} (set SCDD_DEBUG=1 for the traceback)", 1)
+    if code == 130:  # newer versions of typer turn Ctrl-C into this code and say nothing
+        _leave("interrupted; no output was written", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
