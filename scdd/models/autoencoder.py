@@ -36,6 +36,8 @@ class Autoencoder(Model):
     ----------
     atlas
         Training cells (an :class:`scdd.Atlas`, AnnData or path).
+    label_key
+        Column of ``obs`` whose classes the codes should keep apart; none: unsupervised.
     preprocessor
         Genes and scale; fitted on ``atlas`` if absent.
     config, **changes
@@ -52,12 +54,14 @@ class Autoencoder(Model):
         self,
         atlas: Any = None,
         *,
+        label_key: str | None = None,
         preprocessor: Preprocessor | None = None,
         config: AutoencoderConfig | None = None,
         **changes: Any,
     ):
         self.config = replace(config or AutoencoderConfig(), **changes)
         self.history: list[dict[str, float]] = []
+        self.classes = 0
         if atlas is None:
             return
         self.atlas = Atlas.of(atlas).within_memory()
@@ -67,6 +71,10 @@ class Autoencoder(Model):
             )
         fit = {"n_top_genes": self.config.n_top_genes, "flavor": self.config.flavor}
         self.preprocessor = preprocessor or Preprocessor.fit(self.atlas, **fit)  # type: ignore[arg-type]
+        self.labels: torch.Tensor | None = None
+        if label_key is not None and self.config.label_weight > 0:
+            codes, names = self.atlas.labels(label_key)
+            self.labels, self.classes = torch.from_numpy(codes), len(names)
         self.net = self._build()
 
     def _build(self) -> AutoencoderNet:
@@ -79,6 +87,8 @@ class Autoencoder(Model):
             head=c.head,
             dropout=c.dropout,
             kl_weight=c.kl_weight,
+            classes=self.classes,
+            label_weight=c.label_weight,
         )
 
     def fit(self, *, checkpoint: Path | None = None, progress: bool = True) -> Self:
@@ -98,13 +108,17 @@ class Autoencoder(Model):
         )
         net, self.history = train(
             self.net, "loss", loader, settings,
-            label="autoencoder", prepare=observed, checkpoint=checkpoint, progress=progress,
+            label="autoencoder", prepare=self._with_label, checkpoint=checkpoint, progress=progress,
         )  # fmt: skip
         self.net = net  # type: ignore[assignment]
         self._standardise_latents()
         self.net.requires_grad_(False)
         self.fitted = True
         return self
+
+    def _with_label(self, batch: CellBatch) -> Observed:
+        label = None if self.labels is None else self.labels[torch.from_numpy(batch.row_ids)]
+        return observed(batch)._replace(label=label)
 
     def _start_from_data(self) -> None:
         p = self.preprocessor
@@ -158,7 +172,7 @@ class Autoencoder(Model):
         return self.net.decode(z, size).clamp_min(0).numpy()
 
     def _config(self) -> dict[str, Any]:
-        return {"config": asdict(self.config), "preprocessor": self.preprocessor.to_dict()}
+        return {"config": asdict(self.config), "classes": self.classes, "preprocessor": self.preprocessor.to_dict()}
 
     def _tensors(self) -> dict[str, Tensor]:
         return self.net.state_dict()
@@ -166,6 +180,7 @@ class Autoencoder(Model):
     @classmethod
     def _rebuild(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         model = cls(config=AutoencoderConfig(**config["config"]))
+        model.classes = config["classes"]
         model.preprocessor = rebuild_preprocessor(
             config["preprocessor"], tensors["gene_mean"], tensors["gene_std"]
         )

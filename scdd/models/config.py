@@ -17,9 +17,10 @@ class AutoencoderConfig:
     head: str = "gaussian"
     dropout: float = 0.1
     kl_weight: float = 0.0
+    label_weight: float = 50.0
     n_top_genes: int | None = 2_000
     flavor: str = "auto"
-    steps: int = 800
+    steps: int = 600
     batch_size: int = 128
     lr: float = 1e-3
     device: str = "auto"
@@ -89,7 +90,13 @@ PRESETS: dict[str, SCDGConfig] = {
     ),
     "faithful": SCDGConfig(
         autoencoder=AutoencoderConfig(
-            latent=128, hidden=(1_024, 1_024, 1_024), n_top_genes=None, steps=150_000, batch_size=128, lr=5e-4
+            latent=128,
+            hidden=(1_024, 1_024, 1_024),
+            label_weight=0.0,
+            n_top_genes=None,
+            steps=150_000,
+            batch_size=128,
+            lr=5e-4,
         ),
         width=512,
         depth=4,

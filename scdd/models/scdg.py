@@ -78,7 +78,7 @@ class SCDG(Model):
         if len(self.conditions.values[0]) < 2:
             raise InputError(f"obs[{label_key!r}] has one class; a class-conditional generator needs two")
         self.autoencoder = autoencoder or Autoencoder(
-            self.atlas, config=self.config.autoencoder, preprocessor=preprocessor
+            self.atlas, label_key=label_key, config=self.config.autoencoder, preprocessor=preprocessor
         )
         self.preprocessor = self.autoencoder.preprocessor
 
@@ -284,6 +284,7 @@ class SCDG(Model):
         return {
             "config": self.config.to_dict(),
             "label_key": self.label_key,
+            "autoencoder_classes": self.autoencoder.classes,
             "conditions": self.conditions.to_dict(),
             "preprocessor": self.preprocessor.to_dict(),
         }
@@ -300,6 +301,7 @@ class SCDG(Model):
         model.preprocessor = rebuild_preprocessor(config["preprocessor"], *scale)
         model.autoencoder = Autoencoder(config=model.config.autoencoder)
         model.autoencoder.preprocessor = model.preprocessor
+        model.autoencoder.classes = config["autoencoder_classes"]
         model.autoencoder.net = model.autoencoder._build()
         model.net = model._build()
         model.net.load_state_dict(

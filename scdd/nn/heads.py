@@ -15,11 +15,12 @@ TARGET_SUM = 1e4
 
 
 class Observed(NamedTuple):
-    """What a head is trained on: ``x`` log1p CP10k [B, G]; raw ``counts`` [B, G] and ``totals`` [B]."""
+    """Cells: ``x`` log1p CP10k [B, G], raw ``counts`` [B, G], ``totals`` [B] and class ``label`` [B]."""
 
     x: Tensor
     counts: Tensor | None
     totals: Tensor
+    label: Tensor | None = None
 
 
 class GaussianHead(nn.Module):
