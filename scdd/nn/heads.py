@@ -31,12 +31,15 @@ class GaussianHead(nn.Module):
 
     needs_counts = False
     spread: Tensor
+    ceiling: Tensor
 
     def __init__(self, width: int, genes: int):
         super().__init__()
         self.expectation, self.detection = nn.Linear(width, genes), nn.Linear(width, genes)
         # Spread of a gene where it is detected; a running estimate, not trained.
         self.register_buffer("spread", torch.full((genes,), 0.5))
+        # Highest value seen of a gene: no draw exceeds it, however small the detection it is divided by.
+        self.register_buffer("ceiling", torch.zeros(genes))
 
     def start_from(self, mean: Tensor, detected: Tensor) -> None:
         """Begin at the training cells' mean and detection rate of each gene."""
@@ -56,6 +59,7 @@ class GaussianHead(nn.Module):
     def _follow_spread(self, mean: Tensor, logit: Tensor, x: Tensor, seen: Tensor) -> None:
         level = mean.clamp_min(0) / torch.sigmoid(logit).clamp_min(1e-2)
         square = torch.where(seen, (x - level).square(), 0).sum(0) / seen.sum(0).clamp_min(1)
+        self.ceiling.copy_(torch.maximum(self.ceiling, x.max(0).values))
         update = torch.where(seen.any(0), square.sqrt().clamp(0.05, 2.0), self.spread)
         self.spread.lerp_(update, 0.02)
 
@@ -83,8 +87,9 @@ class GaussianHead(nn.Module):
         for _ in range(depth):
             hits += torch.rand(shape, generator=generator).to(p) < p
         noise = torch.randn(shape, generator=generator).to(p)
-        value = hits * (mean / p.clamp_min(1e-2)) + hits.sqrt() * self.spread * noise
-        return (value / depth).clamp_min(0)
+        level = torch.minimum(mean / p.clamp_min(1e-2), self.ceiling)
+        value = (hits * level + hits.sqrt() * self.spread * noise) / depth
+        return torch.minimum(value.clamp_min(0), self.ceiling)
 
 
 class NegativeBinomialHead(nn.Module):

@@ -45,6 +45,7 @@ def test_deep_draws_approach_the_expectation(kind):
     torch.manual_seed(0)
     head = (GaussianHead if kind == "gaussian" else NegativeBinomialHead)(3, 8)
     if kind == "gaussian":
+        head.ceiling.fill_(9)
         head.start_from(torch.linspace(0.3, 2.0, 8), torch.full((8,), 0.8))
         torch.nn.init.zeros_(head.expectation.weight)
         torch.nn.init.zeros_(head.detection.weight)
@@ -59,6 +60,7 @@ def test_deep_draws_approach_the_expectation(kind):
 
 def test_a_gaussian_draw_has_the_detected_share_of_zeros():
     head = GaussianHead(3, 4_000)
+    head.ceiling.fill_(9)
     torch.nn.init.zeros_(head.detection.weight)
     torch.nn.init.constant_(head.detection.bias, -1.0)
     torch.nn.init.constant_(head.expectation.bias, 1.0)
@@ -70,6 +72,7 @@ def test_a_gaussian_draw_has_the_detected_share_of_zeros():
 def test_shared_draws_are_equal_where_the_features_are():
     torch.manual_seed(0)
     head = GaussianHead(3, 50)
+    head.ceiling.fill_(9)
     features = torch.randn(1, 3).expand(2, 3).contiguous()
     with torch.no_grad():
         shared = head.draw(features, torch.ones(2), torch.Generator().manual_seed(1), depth=3, shared=True)
@@ -114,3 +117,17 @@ def test_dropping_conditions_drops_all_of_a_row():
     null = (dropped == -1).all(1)
     assert ((dropped == 1).all(1) | null).all()
     assert null.float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_no_draw_exceeds_what_was_seen():
+    """A mean divided by a tiny detection rate once gave cells of 150,000 counts per 10,000."""
+    torch.manual_seed(0)
+    head = GaussianHead(3, 20)
+    seen = torch.rand(30, 20) * 2
+    head.loss(torch.randn(30, 3), Observed(seen, None, torch.ones(30)))
+    torch.nn.init.constant_(head.expectation.bias, 5.0)
+    torch.nn.init.constant_(head.detection.bias, -4.0)
+    with torch.no_grad():
+        row = head.draw(torch.zeros(50, 3), torch.ones(50), torch.Generator().manual_seed(0))
+    assert row.max() > 0
+    assert (row <= seen.max(0).values).all()
