@@ -81,7 +81,10 @@ class Judge:
             writer = csv.writer(file)
             writer.writerows(([COLUMNS] if fresh else []) + rows)
         best = np.mean([float(row[6]) for row in rows])
-        print(f"{self.task.name} {budget:>3} {method:24} seed {seed}  macro-F1 {best:.3f}  {seconds:.0f} s", flush=True)
+        print(
+            f"{self.task.name} {budget:>3} {method:24} seed {seed}  macro-F1 {best:.3f}  {seconds:.0f} s",
+            flush=True,
+        )
 
 
 def run(folder: Path, datasets: list[str], shard: tuple[int, int], out: Path) -> None:
@@ -113,7 +116,10 @@ def _whole(judge: Judge, preprocessor: Preprocessor, seed: int) -> None:
     train = judge.task.train
     codes = judge.codes(train.obs["cell_type"])
     sizes = np.bincount(codes)
-    for method, weight in (("whole data", None), ("whole data, class-weighted", len(codes) / (len(sizes) * sizes[codes]))):
+    for method, weight in (
+        ("whole data", None),
+        ("whole data, class-weighted", len(codes) / (len(sizes) * sizes[codes])),
+    ):
         if judge.todo(0, method, seed):
             judge.judge(0, method, seed, preprocessor.transform(train), codes, weight, 0.0)
 
@@ -150,7 +156,8 @@ def table(paths: list[Path]) -> str:
 def _whole_line(cells: int, whole: pd.Series, weighted: pd.Series) -> str:
     each = ", ".join(f"{name} {value:.3f}" for name, value in whole[list(CLASSIFIERS)].items())
     ratio = (weighted / whole).mean()
-    return f"Whole data ({cells:,} cells), macro-F1: mean {whole.mean():.3f} ({each}). Class-weighted: mean recovery {ratio:.3f}."
+    level = f"Whole data ({cells:,} cells), macro-F1: mean {whole.mean():.3f} ({each})."
+    return f"{level} Class-weighted: mean recovery {ratio:.3f}."
 
 
 def _budget_table(rows: pd.DataFrame, whole: pd.Series, budget: int) -> list[str]:
@@ -161,10 +168,25 @@ def _budget_table(rows: pd.DataFrame, whole: pd.Series, budget: int) -> list[str
         mean = recovery.mean(1)
         half = 2.776 * mean.std() / len(mean) ** 0.5 if len(mean) == SEEDS else float("nan")
         worst = recovery.mean().min()
-        entries.append((mean.mean(), half, worst, recovery.mean().idxmin(), int(group["rows"].iloc[0]), method, len(mean)))
+        entries.append(
+            (
+                mean.mean(),
+                half,
+                worst,
+                recovery.mean().idxmin(),
+                int(group["rows"].iloc[0]),
+                method,
+                len(mean),
+            )
+        )
     entries.sort(key=lambda e: -e[0])
     best, best_worst = max(e[0] for e in entries), max(e[2] for e in entries)
-    lines = [f"**{budget} a class**", "", "| method | rows | seeds | mean recovery | worst recovery (classifier) |", "|---|---|---|---|---|"]
+    lines = [
+        f"**{budget} a class**",
+        "",
+        "| method | rows | seeds | mean recovery | worst recovery (classifier) |",
+        "|---|---|---|---|---|",
+    ]
     for mean, half, worst, which, n, method, seeds in entries:
         shown = f"{mean:.3f} ± {half:.3f}"
         shown = f"**{shown}**" if mean == best else shown
@@ -175,7 +197,9 @@ def _budget_table(rows: pd.DataFrame, whole: pd.Series, budget: int) -> list[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     runner = verbs.add_parser("run", help="distil and score")
     runner.add_argument("--data", type=Path, required=True, help="folder of the .h5ad files")

@@ -7,8 +7,6 @@ For a 2-D `x` the gradient of `shift` is `dy` itself. The backward operators the
 its place, as writing that copy would cost a sixth of their memory traffic.
 """
 
-# ruff: noqa: PLR0917 - operators are called by position
-
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any

@@ -8,8 +8,6 @@ Shapes, in all of them: `x`, `residual`, `y`, `h` and their gradients are [C, R,
 `scale` and `gate` are [C, N]; `mean` and `rstd` are [C, R, 1] or [C, 1].
 """
 
-# ruff: noqa: PLR0917 - operators are called by position
-
 from __future__ import annotations
 
 import torch

@@ -106,7 +106,8 @@ class Atlas:
         return self.n_obs
 
     def __repr__(self) -> str:
-        return f"Atlas({self.name!r}, {self.n_obs:,} cells x {self.n_vars:,} genes, {self.layer}: {self.expression})"
+        size = f"{self.n_obs:,} cells x {self.n_vars:,} genes"
+        return f"Atlas({self.name!r}, {size}, {self.layer}: {self.expression})"
 
     def read(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Cells by their position in this atlas, in the order given, as float32 CSR [len(rows), n_vars]."""
@@ -150,7 +151,7 @@ class Atlas:
         return other
 
     def within_memory(self, limit: int = 1 << 30) -> Atlas:
-        """This atlas, its matrix held in memory if that takes at most ``limit`` bytes; else as it is."""
+        """The same cells, held in memory if that takes at most ``limit`` bytes; else the atlas as it is."""
         if self.in_memory is not None:
             return self
         share = self.n_obs / max(len(self._starts) and int(self._starts[-1]), 1)
@@ -248,7 +249,8 @@ def _join_genes(sources: list[Source], join: str) -> pd.Index:
         )
     if not len(names):
         raise InputError(
-            f"the {len(sources)} sources have zero genes in common; are some named by symbol and some by Ensembl id?"
+            f"the {len(sources)} sources have zero genes in common; "
+            "are some named by symbol and some by Ensembl id?"
         )
     return names
 

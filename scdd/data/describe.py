@@ -43,7 +43,8 @@ def _classes(path: Path, label: str) -> list[str]:
 def _model(path: Path) -> str:
     config = json.loads((path / "config.json").read_text())
     lines = [
-        f"{path}: {config['class']} (scdd {config['version']}), {len(config['preprocessor']['genes']):,} genes"
+        f"{path}: {config['class']} (scdd {config['version']}), "
+        f"{len(config['preprocessor']['genes']):,} genes"
     ]
     for name, values in zip(
         *(config.get("conditions", {}).get(k, []) for k in ("names", "values")), strict=False

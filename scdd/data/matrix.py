@@ -55,7 +55,8 @@ class StoredCsr:
         elif self.indptr[0] != 0 or np.any(np.diff(self.indptr) < 0):
             fault = "indptr does not start at 0 or decreases"
         elif not self.indptr[-1] == self._data.shape[0] == self._indices.shape[0]:
-            fault = f"indptr ends at {self.indptr[-1]}, data holds {self._data.shape[0]}, indices {self._indices.shape[0]}"
+            stored = f"data holds {self._data.shape[0]}, indices {self._indices.shape[0]}"
+            fault = f"indptr ends at {self.indptr[-1]}, {stored}"
         if fault:
             raise DataFileError(f"{self.place} is corrupt: {fault}; write the file again")
 
@@ -69,7 +70,8 @@ class StoredCsr:
             raise DataFileError(f"{self.place} cannot be read at rows {start}:{stop} ({error})") from error
         if len(indices) and (indices.min() < 0 or indices.max() >= self.shape[1]):
             raise DataFileError(
-                f"{self.place} is corrupt: a column index outside 0..{self.shape[1] - 1} in rows {start}:{stop}"
+                f"{self.place} is corrupt: a column index outside 0..{self.shape[1] - 1} "
+                f"in rows {start}:{stop}"
             )
         rows = (stop - start, self.shape[1])
         return sparse.csr_matrix(

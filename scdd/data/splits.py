@@ -28,7 +28,8 @@ class SplitRule:
         shares = [share for share in (self.test, self.validation) if isinstance(share, (int, float))]
         if any(not 0 <= share < 1 for share in shares) or sum(shares) >= 1:
             raise InputError(
-                f"test={self.test!r}, validation={self.validation!r}: shares lie in [0, 1) and leave a train part"
+                f"test={self.test!r}, validation={self.validation!r}: "
+                "shares lie in [0, 1) and leave a train part"
             )
 
 

@@ -1,1 +1,1 @@
-"""Diffusion on vectors: schedules, parameterisations, one-step maps, samplers. Torch only; knows nothing of cells."""
+"""Diffusion on vectors: schedules, parameterisations, one-step maps, samplers. Knows nothing of cells."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,7 +52,7 @@ def ddim(
     first = schedule.steps if start is None else start
     times = torch.linspace(first, 0, steps + 1).round().long().tolist()
     z, clean = noise, noise
-    for now, after in zip(times[:-1], times[1:], strict=True):
+    for now, after in itertools.pairwise(times):
         t = torch.full((len(z),), now, dtype=torch.long, device=z.device)
         signal, sigma = schedule.signal(t), schedule.noise(t)
         clean = clean_estimate(kind, denoise(z, t / schedule.steps), z, signal, sigma)

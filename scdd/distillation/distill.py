@@ -229,6 +229,7 @@ def _optimise(
         rendering=rendering, shrinkage=shrinkage, seed=task.seed,
     )  # fmt: skip
     net = generator.autoencoder.net
+
     def excess(z: torch.Tensor) -> torch.Tensor:
         if generator.config.objective == "mean_flow":
             return (z.square().mean(1) - 1).clamp_min(0)

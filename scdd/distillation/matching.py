@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,7 +28,7 @@ class MatchingNetwork(nn.Module):
         super().__init__()
         self.mean, self.std = mean, std
         sizes = [len(mean), *[width] * depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.leave = nn.Linear(sizes[-1], classes)
         for layer in (*self.layers, self.leave):
             bound = (3 / layer.in_features) ** 0.5

@@ -124,7 +124,7 @@ class Report:
             "class_sets": [name for name in (DISTILLED, WHOLE, RANDOM) if name in classes],
             "details": details,
             "provenance": json.dumps(
-                details.provenance, indent=2, sort_keys=True, default=_plain, ensure_ascii=False
+                _opened(details.provenance), indent=2, sort_keys=True, default=_plain, ensure_ascii=False
             ),
             "numbered": plots.numbered(len(order)),
             "colours": plots.CLASS_COLOURS,
@@ -187,5 +187,18 @@ def _plus_minus(mean: float, high: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy values of a provenance record, as JSON knows them."""
+    """Numpy values of a provenance record, as JSON knows them; a long history by its ends."""
+    if getattr(value, "size", 0) > 12:
+        return f"{value.size} values from {value.flat[0]:.4g} to {value.flat[-1]:.4g}"
     return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _opened(record: dict[str, Any]) -> dict[str, Any]:
+    """A provenance record with its JSON strings opened: h5ad keeps nested settings as text."""
+    opened = {}
+    for key, value in record.items():
+        try:
+            opened[key] = json.loads(value) if isinstance(value, str) and value.startswith("{") else value
+        except ValueError:
+            opened[key] = value
+    return opened

@@ -10,6 +10,7 @@ import torch
 
 from scdd.data.atlas import Atlas
 from scdd.data.loader import CellLoader
+from scdd.data.moments import column_moments
 from scdd.data.preprocess import Preprocessor
 from scdd.errors import InputError
 from scdd.models.base import Model
@@ -67,7 +68,8 @@ class Autoencoder(Model):
         self.atlas = Atlas.of(atlas).within_memory()
         if self.config.head == "nb" and self.atlas.expression != "counts":
             raise InputError(
-                f"head='nb' models counts and {self.atlas.name} holds {self.atlas.expression}; pass head='gaussian'"
+                f"head='nb' models counts and {self.atlas.name} holds {self.atlas.expression}; "
+                "pass head='gaussian'"
             )
         fit = {"n_top_genes": self.config.n_top_genes, "flavor": self.config.flavor}
         self.preprocessor = preprocessor or Preprocessor.fit(self.atlas, **fit)  # type: ignore[arg-type]
@@ -122,11 +124,10 @@ class Autoencoder(Model):
 
     def _start_from_data(self) -> None:
         p = self.preprocessor
-        assert p.mean is not None and p.std is not None, "the preprocessor is fitted, with scale"
+        if p.mean is None or p.std is None:
+            raise InputError("preprocessor= has no scale; make it with Preprocessor.fit, not of_genes")
         self.net.gene_mean.copy_(torch.from_numpy(p.mean))
         self.net.gene_std.copy_(torch.from_numpy(p.std))
-        from scdd.data.moments import column_moments
-
         moments = column_moments(self.atlas)
         where = self.atlas.var_names.astype(str).get_indexer(p.genes)
         detected = torch.from_numpy(moments.nonzero[where] / moments.n).float()
@@ -172,7 +173,11 @@ class Autoencoder(Model):
         return self.net.decode(z, size).clamp_min(0).numpy()
 
     def _config(self) -> dict[str, Any]:
-        return {"config": asdict(self.config), "classes": self.classes, "preprocessor": self.preprocessor.to_dict()}
+        return {
+            "config": asdict(self.config),
+            "classes": self.classes,
+            "preprocessor": self.preprocessor.to_dict(),
+        }
 
     def _tensors(self) -> dict[str, Tensor]:
         return self.net.state_dict()

@@ -11,18 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import scdd
-from scdd.data.preprocess import Preprocessor
 from scdd.errors import DataFileError, InputError
 from scdd.output import atomic_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from scdd.data.preprocess import Preprocessor
+
 _FORMAT = 1
 
 
 class Model:
-    """A model over cells; subclasses define ``_config`` (JSON-able) and ``_tensors`` and rebuild from both."""
+    """A model over cells; subclasses define ``_config`` and ``_tensors`` and rebuild from both."""
 
     preprocessor: Preprocessor
     fitted: bool = False
@@ -42,7 +43,7 @@ class Model:
             raise InputError(f"{type(self).__name__} is not trained yet; call .fit() first")
 
     def save(self, path: str | Path) -> None:
-        """Write the folder ``path`` (``config.json``, ``weights.safetensors``), replacing an earlier model."""
+        """Write the folder ``path`` (config.json, weights.safetensors), replacing an earlier model."""
         self._require_fit()
         with atomic_path(path) as temporary:
             temporary.mkdir()

@@ -44,7 +44,7 @@ class Conditions:
         return [len(values) for values in self.values]
 
     def encode(self, table: Mapping[str, Any], n: int) -> np.ndarray:
-        """Codes int64 [n, F] of columns of values (or one value each); absent columns are -1 (unconditioned)."""
+        """Codes int64 [n, F] of columns of values (or one value each); -1 where a column is absent."""
         unknown = [name for name in table if name not in self.names]
         if unknown:
             raise InputError(f"condition {unknown[0]!r} is unknown; the model knows {', '.join(self.names)}")

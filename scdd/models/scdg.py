@@ -274,8 +274,11 @@ class SCDG(Model):
             sparse.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=self.preprocessor.genes)
         )
         adata.uns["scdd"] = {
-            "method": "SCDG", "expression": "counts" if counts else "log1p", "model": self.weights_hash(), **run
-        }  # fmt: skip
+            "method": "SCDG",
+            "expression": "counts" if counts else "log1p",
+            "model": self.weights_hash(),
+            **run,
+        }
         if not counts:
             adata.uns["log1p"] = {"base": None}
         return adata

@@ -1,4 +1,4 @@
-"""SCDG as a module: a frozen autoencoder, a conditional one-step denoiser of its codes, a frozen classifier."""
+"""SCDG as a module: frozen autoencoder, conditional one-step denoiser of its codes, frozen classifier."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,7 +27,7 @@ def mlp(sizes: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
     whenever codes are encoded, decoded or distilled.
     """
     layers: list[nn.Module] = []
-    for wide_in, wide_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for wide_in, wide_out in itertools.pairwise(sizes):
         layers += [nn.Linear(wide_in, wide_out), nn.BatchNorm1d(wide_out), nn.SiLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
 

@@ -55,7 +55,9 @@ def test_distil_with_a_report(h5ad, tmp_path):
 
 def test_held_out_donors(h5ad, tmp_path):
     options = ["--report", tmp_path / "r.html", "--baselines", "", "--seeds", 2]
-    result = distil(h5ad, tmp_path / "distilled.h5ad", *options, "--split-by", "donor", "--test-group", "donor 1")
+    result = distil(
+        h5ad, tmp_path / "distilled.h5ad", *options, "--split-by", "donor", "--test-group", "donor 1"
+    )
     assert result.returncode == 0, result.stderr
     made = ad.read_h5ad(tmp_path / "distilled.h5ad")
     donors = ad.read_h5ad(h5ad).obs["donor"]
@@ -64,7 +66,19 @@ def test_held_out_donors(h5ad, tmp_path):
 
 def test_train_generate_evaluate_info(h5ad, tmp_path, adata):
     trained = scdd_command(
-        "train", "scdg", h5ad, "-l", "cell_type", "-c", "condition", "-o", tmp_path / "m", "--steps", 30, "--genes", 40
+        "train",
+        "scdg",
+        h5ad,
+        "-l",
+        "cell_type",
+        "-c",
+        "condition",
+        "-o",
+        tmp_path / "m",
+        "--steps",
+        30,
+        "--genes",
+        40,
     )
     assert trained.returncode == 0, trained.stderr
     made = scdd_command(
@@ -193,7 +207,9 @@ def test_read_only_folder(h5ad, tmp_path):
     try:
         if os.access(folder, os.W_OK):
             pytest.skip("this user may write anywhere (root)")
-        assert_refused(distil(h5ad, folder / "distilled.h5ad"), folder / "distilled.h5ad", 3, "cannot be written")
+        assert_refused(
+            distil(h5ad, folder / "distilled.h5ad"), folder / "distilled.h5ad", 3, "cannot be written"
+        )
     finally:
         folder.chmod(stat.S_IRWXU)
 
@@ -221,7 +237,10 @@ def test_a_full_disk_leaves_nothing(tmp_path, adata):
     from scdd.errors import DataFileError
     from scdd.output import atomic_path
 
-    with pytest.raises(DataFileError, match="No space left"), atomic_path(tmp_path / "distilled.h5ad") as temporary:
+    with (
+        pytest.raises(DataFileError, match="No space left"),
+        atomic_path(tmp_path / "distilled.h5ad") as temporary,
+    ):
         temporary.write_bytes(b"half")
         raise OSError(28, "No space left on device")
     assert not list(tmp_path.iterdir())
@@ -249,8 +268,14 @@ def test_an_earlier_result_survives_a_failed_run(adata, h5ad, tmp_path):
 
 
 def test_importing_scdd_is_light():
-    code = "import sys, time; t = time.perf_counter(); import scdd; print(time.perf_counter() - t, 'torch' in sys.modules)"
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    code = (
+        "import sys, time; t = time.perf_counter(); import scdd; "
+        "print(time.perf_counter() - t, 'torch' in sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
     seconds, torch = zip(*(run.stdout.split() for run in runs), strict=True)
     assert set(torch) == {"False"}
     assert min(map(float, seconds)) < 0.3

@@ -73,7 +73,7 @@ def test_counts_are_found_beside_scaled_data(adata):
 
 def test_log_data_is_refused_where_counts_are_wanted(adata):
     adata.X = adata.X.log1p()
-    with pytest.raises(InputError, match="log1p.*--expression log1p"):
+    with pytest.raises(InputError, match=r"log1p.*--expression log1p"):
         scdd.Atlas(adata)
     assert scdd.Atlas(adata, expression="log1p").expression == "log1p"
     assert scdd.Atlas(adata, expression="auto").expression == "log1p"
@@ -151,7 +151,7 @@ def test_labels(adata):
         atlas.labels("type")
     adata.obs.loc["cell_7", "cell_type"] = np.nan
     atlas = scdd.Atlas(adata)
-    with pytest.raises(InputError, match="1 of 240 cells.*drop_unlabelled"):
+    with pytest.raises(InputError, match=r"1 of 240 cells.*drop_unlabelled"):
         atlas.labels("cell_type")
     kept = atlas.drop_unlabelled("cell_type")
     assert kept.n_obs == 239

@@ -332,7 +332,7 @@ def test_leaving_early_joins_the_thread(atlas, leave):
         for _ in loader:
             break
     else:
-        with pytest.raises(leave):  # noqa: PT012
+        with pytest.raises(leave):
             for _ in loader:
                 raise leave
     assert loader_threads() == []

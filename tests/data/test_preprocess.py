@@ -81,7 +81,9 @@ def test_nothing_depends_on_cells_outside_the_atlas(adata):
     changed = adata.copy()
     changed.X[200:] = changed.X[200:] * 7
     rows = np.arange(200)
-    first, second = (scdd.Preprocessor.fit(scdd.Atlas(a).subset(rows), n_top_genes=20) for a in (adata, changed))
+    first, second = (
+        scdd.Preprocessor.fit(scdd.Atlas(a).subset(rows), n_top_genes=20) for a in (adata, changed)
+    )
     assert list(first.genes) == list(second.genes)
     np.testing.assert_array_equal(first.mean, second.mean)
 
@@ -96,7 +98,7 @@ def test_moments_equal_numpy(adata):
 
 def test_errors(adata):
     atlas = scdd.Atlas(adata)
-    with pytest.raises(InputError, match="lacks, e.g. 'NOPE'"):
+    with pytest.raises(InputError, match=r"lacks, e\.g\. 'NOPE'"):
         scdd.Preprocessor.fit(atlas, genes=["GENE1", "NOPE"])
     with pytest.raises(InputError, match="flavor"):
         scdd.Preprocessor.fit(atlas, n_top_genes=5, flavor="cell_ranger")

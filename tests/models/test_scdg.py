@@ -15,7 +15,9 @@ from scdd.models.config import SCDGConfig, resolve_config
 def judge(adata):
     """A classifier of real cells, for asking what class a generated cell looks like."""
     p = scdd.Preprocessor.of_genes(adata.var_names, "counts")
-    return LogisticRegression(max_iter=500).fit(p.transform(scdd.Atlas(adata)), adata.obs["cell_type"].astype(str))
+    return LogisticRegression(max_iter=500).fit(
+        p.transform(scdd.Atlas(adata)), adata.obs["cell_type"].astype(str)
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 10])
@@ -108,12 +110,17 @@ def test_codes_have_a_hold_on_the_cell_at_t_star_and_lose_it_at_the_end(generato
 def test_a_flow_map_does_not_collapse_where_a_denoiser_at_T_does(adata, generator, small):
     flow = scdd.SCDG(adata, label_key="cell_type", objective="mean_flow", **{**small, "steps": 800})
     flow.fit(progress=False)
-    fields, noise = torch.zeros(300, 1, dtype=torch.long), torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+    fields, noise = (
+        torch.zeros(300, 1, dtype=torch.long),
+        torch.randn(300, 6, generator=torch.Generator().manual_seed(0)),
+    )
     real = flow.encode(adata)[(adata.obs["cell_type"] == "type 0").to_numpy()]
     with torch.no_grad():
         spread = flow.latent(noise, noise, fields).std(0).mean().item()
         two = torch.zeros(300, 2, dtype=torch.long)
-        collapsed = generator.net.one_step(noise, noise * 0, two, t_star=1_000, guidance=0.0).std(0).mean().item()
+        collapsed = (
+            generator.net.one_step(noise, noise * 0, two, t_star=1_000, guidance=0.0).std(0).mean().item()
+        )
     assert collapsed < 0.1
     assert spread > 0.4 * real.std(0).mean()
 

@@ -66,7 +66,9 @@ def test_a_gaussian_draw_has_the_detected_share_of_zeros():
     torch.nn.init.constant_(head.expectation.bias, 1.0)
     with torch.no_grad():
         row = head.draw(torch.zeros(1, 3), torch.ones(1), torch.Generator().manual_seed(0))
-    assert (row > 0).float().mean().item() == pytest.approx(torch.sigmoid(torch.tensor(-1.0)).item(), abs=0.03)
+    assert (row > 0).float().mean().item() == pytest.approx(
+        torch.sigmoid(torch.tensor(-1.0)).item(), abs=0.03
+    )
 
 
 def test_shared_draws_are_equal_where_the_features_are():
