@@ -44,7 +44,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def check_writable(path: str | Path) -> None:
     """Refuse an output path before hours of work, not after."""
     path = Path(path)
-    if path.is_dir() and path.suffix:
+    if path.is_dir() and path.suffix in (".h5ad", ".html", ".csv", ".json"):
         raise DataFileError(f"{path} is a folder; give a file name")
     if not path.parent.is_dir():
         raise DataFileError(f"the folder {path.parent} does not exist; make it or choose another output")

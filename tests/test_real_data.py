@@ -17,7 +17,7 @@ SETS = {
     "kang": ("kang_pbmc_ctrl_8donors.h5ad", {"by": "batch", "test": ["donor_1015", "donor_101"]}),
     "haber": ("mouse_intestine_haber.h5ad", {"label_key": "cell_type"}),
 }
-QUICK = {"autoencoder_steps": 300, "steps": 400, "device": "cpu"}
+QUICK = {"autoencoder_steps": 250, "steps": 300, "classifier_steps": 100, "device": "cpu"}
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +30,7 @@ def test_distilled_cells_beat_stratified_random(real_data, name):
     if name == "kang":
         assert not set(train.obs["batch"]) & {"donor_1015", "donor_101"}
         assert set(test.obs["batch"].astype(str)) == {"donor_1015", "donor_101"}
-    p = scdd.Preprocessor.fit(train, n_top_genes=500)
+    p = scdd.Preprocessor.fit(train, n_top_genes=400)
     model = scdd.SCDG(train, label_key="cell_type", preprocessor=p, **QUICK).fit(progress=False)
     x, y = p.transform(test), test.obs["cell_type"].astype(str)
 
@@ -41,9 +41,8 @@ def test_distilled_cells_beat_stratified_random(real_data, name):
 
     for k in (1, 10):
         random = np.mean([score(k, method="random", genes=p.genes, seed=s) for s in range(4)])
-        for init in ("kmeans", "random"):
-            ours = np.mean([score(k, generator=model, init=init, seed=s) for s in range(2)])
-            assert ours > random, f"{name}, {k} a class, {init} init"
+        ours = score(k, generator=model, matching={"iterations": 60})
+        assert ours > random, f"{name}, {k} a class"
 
 
 def test_the_command_of_the_readme(real_data, tmp_path):

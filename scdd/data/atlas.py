@@ -211,11 +211,7 @@ class Atlas:
         codes = self.labels(label_key).codes if label_key and not by else None
         rule = splits.SplitRule(test=test, validation=validation, seed=seed)
         parts = splits.split_rows(self.n_obs, rule, groups=groups, codes=codes, by=by)
-        kept = (
-            (parts.train, parts.validation, parts.test)
-            if len(parts.validation)
-            else (parts.train, parts.test)
-        )
+        kept = (parts.train, parts.validation, parts.test) if validation else (parts.train, parts.test)
         return tuple(self.subset(rows) for rows in kept)
 
     def fingerprint(self) -> str:
@@ -273,6 +269,7 @@ def _join_obs(sources: list[Source]) -> pd.DataFrame:
         frame = source.obs.copy()
         for key in frame.select_dtypes("category"):
             frame[key] = frame[key].astype(object)
-        frame["source"] = f"{number}:{source.name}"
+        key = "source" if not any("source" in s.obs for s in sources) else "atlas_source"
+        frame[key] = f"{number}:{source.name}"
         frames.append(frame)
     return pd.concat(frames, join="outer")

@@ -34,7 +34,8 @@ class Values(NamedTuple):
             return self.integer
         if expression == "log1p":
             return not self.integer and self.largest <= _LOG1P_CEILING
-        return True
+        # Fractional counts reach past the range of logarithms somewhere; log data never does.
+        return self.integer or self.largest > _LOG1P_CEILING
 
     def describe(self) -> str:
         """In a few words, for an error message."""

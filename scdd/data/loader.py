@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from scdd.data.expression import check_block
 from scdd.data.gather import Arrays
 from scdd.data.selection import checked_rows, gene_transform, label_codes
 from scdd.data.shuffle import EpochOrder
@@ -127,6 +128,8 @@ class CellLoader:
         )
         self.codes, self.categories = label_codes(atlas, labels)
         matrix = atlas.in_memory
+        if matrix is not None:  # what is read from files is checked block by block
+            check_block(matrix.data, atlas.expression, "the atlas")
         self._in_memory = None if matrix is None else Arrays.of(matrix)
         self._rows = checked_rows(rows, atlas.n_obs)
         if shuffle:

@@ -70,12 +70,9 @@ def _choose(store: Store, layer: str, expression: str) -> tuple[str, RowMatrix, 
     if layer != "auto" and layer not in store.layers:
         raise InputError(f"layer={layer!r} is not in {store.name}; it has {', '.join(store.layers)}")
     wanted = ("counts", "log1p") if expression == "auto" else (expression,)
-    first = ["layers/counts", "X", "raw/X"]
-    names = (
-        [layer]
-        if layer != "auto"
-        else sorted(store.layers, key=lambda n: first.index(n) if n in first else 9)
-    )
+    # Other layers are never taken unasked: spliced counts or a 0/1 mask are whole numbers too.
+    names: list[str] = [name for name in ("layers/counts", "X", "raw/X") if name in store.layers]
+    names = [layer] if layer != "auto" else names or list(store.layers)[:1]
     seen: dict[str, Values] = {}
     for kind in wanted:
         for name in names:
@@ -83,9 +80,11 @@ def _choose(store: Store, layer: str, expression: str) -> tuple[str, RowMatrix, 
             seen[name] = look(matrix)
             if seen[name].fits(kind):
                 return name, matrix, kind  # type: ignore[return-value]
+    others = [name for name in store.layers if name not in seen]
+    hint = f"; other layers, to be named with --layer: {', '.join(others)}" if others else ""
     found = "; ".join(f"{name} {values.describe()}" for name, values in seen.items())
     best = next((v for v in seen.values() if v.finite and not v.negative), next(iter(seen.values())))
-    raise InputError(f"{store.name} holds no {' or '.join(wanted)}: {found}; {remedy(best, wanted[0])}")
+    raise InputError(f"{store.name} holds no {' or '.join(wanted)}: {found}; {remedy(best, wanted[0])}{hint}")
 
 
 def _store_of_anndata(adata: anndata.AnnData) -> Store:

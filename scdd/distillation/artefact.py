@@ -76,6 +76,8 @@ def provenance(
         "source_layer": atlas.layer,
         "source_cells": atlas.n_obs,
         "source_fingerprint": atlas.fingerprint(),
+        # Sums depend on how many threads share them: bit-for-bit repetition needs the same number.
+        "threads": torch.get_num_threads(),
         "versions": {"scdd": scdd.__version__, "torch": str(torch.__version__), "numpy": np.__version__},
         "teacher": "none: trained on the source alone, no foundation-model weights",
     }

@@ -63,7 +63,10 @@ class Candidates:
 
             # An even share of every class, so that the largest does not own all the components.
             share = max(10_000 // self.classes, 20)
-            x = np.concatenate([block[:share].toarray() for block in self._expression])
+            # Spread over each class: cells of one donor lie together in a file.
+            x = np.concatenate(
+                [block[_spread(block.shape[0], share)].toarray() for block in self._expression]
+            )
             with threadpool_limits(1):
                 fit = PCA(min(_COMPONENTS, *x.shape), svd_solver="randomized", random_state=0).fit(x)
             self._pca = fit.mean_.astype(np.float32), fit.components_.T.astype(np.float32)
@@ -74,6 +77,10 @@ class Candidates:
         block = self._expression[k]
         rows = rng.choice(block.shape[0], n, replace=False) if n < block.shape[0] else slice(None)
         return torch.from_numpy(block[rows].toarray())
+
+
+def _spread(n: int, count: int) -> np.ndarray:
+    return np.linspace(0, n - 1, min(n, count)).astype(np.int64)
 
 
 def _compact(atlas: Atlas, preprocessor: Preprocessor, rows: np.ndarray) -> sparse.csr_matrix:

@@ -18,27 +18,30 @@ INITS = ("random", "prior", "real", "kmeans", *SELECTORS)
 
 
 def initial_codes(
-    generator: SCDG, candidates: Candidates, budget: np.ndarray, init: str, seed: int
+    generator: SCDG, candidates: Candidates, budget: np.ndarray, classes: np.ndarray, init: str, seed: int
 ) -> torch.Tensor:
     """Codes float32 [sum(budget), d], class after class.
 
     ``"random"``: standard normal, as published. ``"prior"``: the class's Gaussian. ``"real"``: encoded
     cells drawn at random. ``"kmeans"``: centres of k-means among the class's encoded cells. The name of a
-    selector: the encoded rows of that selector. Missing rows are filled from the prior.
+    selector: the encoded rows of that selector. Missing rows are filled from the prior, the shallow end of
+    the spectrum first. ``classes`` int64 [C] are the generator's numbers of the task's classes.
     """
     if init not in INITS:
         raise InputError(f"init={init!r}; choose one of {', '.join(INITS)}")
+    if generator.config.objective == "mean_flow" and init != "random":
+        raise InputError(f"init={init!r}: a mean_flow code is noise, not a clean latent; pass init='random'")
     rng = np.random.default_rng(seed)
     stream = torch.Generator().manual_seed(seed)
     pieces = []
     for k, rows in enumerate(budget):
-        label = torch.full((int(rows),), k)
+        label = torch.full((int(rows),), int(classes[k]))
         start = generator.priors.sample(label, stream)
         if init == "random":
             start = torch.randn(start.shape, generator=stream)
         elif init != "prior":
             found = torch.from_numpy(_from_cells(generator, candidates, k, int(rows), init, rng))
-            start[: len(found)] = found
+            start[len(start) - len(found) :] = found
         pieces.append(start)
     return torch.cat(pieces)
 

@@ -113,6 +113,12 @@ def distill(
         raise InputError(f"method={method!r}; choose one of {', '.join(METHODS)}")
     if preset not in MATCHING:
         raise InputError(f"preset={preset!r}; choose one of {', '.join(MATCHING)}")
+    unused = [*changes, *(["generator"] if generator else [])] if method in SELECTORS else []
+    unused += list(changes) if generator else []
+    if unused:
+        raise InputError(f"{unused[0]}= has no effect with method={method!r} and a given generator or a rule")
+    if generator is not None and genes is not None and list(genes) != list(generator.preprocessor.genes):
+        raise InputError("genes= differs from the genes that the generator was trained on; leave it out")
     if cells_per_class is None and total is None:
         cells_per_class = 10
     atlas = Atlas.of(atlas, expression=expression, layer=layer).within_memory()
@@ -150,7 +156,8 @@ def distill(
         else:
             faithful = preset == "faithful"
             choice = {
-                "init": init or ("random" if faithful else "kmeans"),
+                "init": init
+                or ("random" if faithful or generator.config.objective == "mean_flow" else "kmeans"),
                 "rendering": rendering or ("mean" if faithful else "spectrum"),
                 "shrinkage": 0.0 if faithful else shrinkage,
                 "code_noise": faithful,
@@ -194,7 +201,8 @@ def _decode_clusters(task: Task, generator: SCDG) -> Rows:
         mass.append(chosen.weight * task.candidates.sizes[k] / chosen.weight.sum())
         label.append(np.full(len(chosen.weight), k))
     z, which = np.concatenate(codes), np.concatenate(label)
-    totals = generator.priors.typical_totals(torch.from_numpy(which)).numpy()
+    own = torch.from_numpy(_classes(task, generator)[which])
+    totals = generator.priors.typical_totals(own).numpy()
     return Rows(generator.autoencoder.decode(z, totals), which, np.concatenate(mass), codes=z)
 
 
@@ -213,7 +221,9 @@ def _optimise(
     label = torch.from_numpy(np.repeat(np.arange(len(task.budget)), task.budget))
     rank = torch.from_numpy(np.concatenate([np.arange(n) for n in task.budget]))
     fields = torch.from_numpy(_fields(task, generator, label.numpy()))
-    start = initial_codes(generator, task.candidates, task.budget, init, task.seed)
+    classes = _classes(task, generator)
+    own = torch.from_numpy(classes)[label]  # the generator may know more classes than this atlas has
+    start = initial_codes(generator, task.candidates, task.budget, classes, init, task.seed)
     # Matching codes carry no noise of their own: a frozen draw would displace each row by a random
     # direction of its class, which one row a class cannot average out.
     eps = torch.zeros_like(start)
@@ -225,7 +235,7 @@ def _optimise(
 
     renderer = Renderer(
         generator.autoencoder.net, rank, torch.from_numpy(task.budget)[label],
-        generator.priors.typical_totals(label), _background(task.candidates),
+        generator.priors.typical_totals(own), _background(task.candidates),
         rendering=rendering, shrinkage=shrinkage, seed=task.seed,
     )  # fmt: skip
     net = generator.autoencoder.net
@@ -233,7 +243,7 @@ def _optimise(
     def excess(z: torch.Tensor) -> torch.Tensor:
         if generator.config.objective == "mean_flow":
             return (z.square().mean(1) - 1).clamp_min(0)
-        return generator.priors.excess(z, label)
+        return generator.priors.excess(z, own)
 
     codes = Codes(start, label, latent, excess)
     scale = net.gene_mean, net.gene_std
@@ -242,6 +252,12 @@ def _optimise(
         x = renderer.rows(latent(z, torch.arange(len(z)))).numpy()
     mass = task.candidates.sizes[label.numpy()] / task.budget[label.numpy()]
     return Rows(x, label.numpy(), mass, codes=z.numpy(), depth=renderer.depth.numpy(), history=history)
+
+
+def _classes(task: Task, generator: SCDG) -> np.ndarray:
+    """The generator's number of every class of the task, int64 [C]."""
+    known = generator.conditions.values[0]
+    return np.array([known.index(name) for name in task.names], dtype=np.int64)
 
 
 def _fields(task: Task, generator: SCDG, label: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -96,6 +98,7 @@ class Autoencoder(Model):
     def fit(self, *, checkpoint: Path | None = None, progress: bool = True) -> Self:
         """Train, then measure the latents' mean and standard deviation in one pass."""
         c = self.config
+        self.net.requires_grad_(True)
         self._start_from_data()
         torch.manual_seed(c.seed)
         loader = self.loader(self.atlas, batch_size=c.batch_size, shuffle=True, seed=c.seed)
@@ -110,13 +113,24 @@ class Autoencoder(Model):
         )
         net, self.history = train(
             self.net, "loss", loader, settings,
-            label="autoencoder", prepare=self._with_label, checkpoint=checkpoint, progress=progress,
+            label="autoencoder", prepare=self._with_label, checkpoint=checkpoint,
+            identity=self._identity(), progress=progress,
         )  # fmt: skip
         self.net = net  # type: ignore[assignment]
         self._standardise_latents()
         self.net.requires_grad_(False)
         self.fitted = True
         return self
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: settings, genes, cells and labels."""
+        labels = b"" if self.labels is None else self.labels.numpy().tobytes()
+        return {
+            "model": json.dumps(asdict(self.config), sort_keys=True),
+            "genes": hashlib.sha256("\n".join(self.preprocessor.genes).encode()).hexdigest(),
+            "atlas": self.atlas.fingerprint(),
+            "labels": hashlib.sha256(labels).hexdigest(),
+        }
 
     def _with_label(self, batch: CellBatch) -> Observed:
         label = None if self.labels is None else self.labels[torch.from_numpy(batch.row_ids)]
@@ -130,6 +144,10 @@ class Autoencoder(Model):
         self.net.gene_std.copy_(torch.from_numpy(p.std))
         moments = column_moments(self.atlas)
         where = self.atlas.var_names.astype(str).get_indexer(p.genes)
+        if (where < 0).any():
+            raise InputError(
+                f"preprocessor= names genes that {self.atlas.name} lacks, e.g. {p.genes[where < 0][0]!r}"
+            )
         detected = torch.from_numpy(moments.nonzero[where] / moments.n).float()
         self.net.head.start_from(torch.from_numpy(p.mean), detected)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,11 +18,14 @@ from scdd.errors import DataFileError, InputError
 from scdd.output import atomic_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from scdd.data.preprocess import Preprocessor
 
 _FORMAT = 1
+_FILES = {"config.json", "weights.safetensors"}
 
 
 class Model:
@@ -45,13 +51,14 @@ class Model:
     def save(self, path: str | Path) -> None:
         """Write the folder ``path`` (config.json, weights.safetensors), replacing an earlier model."""
         self._require_fit()
-        with atomic_path(path) as temporary:
+        path = Path(path)
+        _refuse_other_content(path)
+        with _set_aside(path), atomic_path(path) as temporary:
             temporary.mkdir()
             tensors = {name: value.detach().contiguous().cpu() for name, value in self._tensors().items()}
             save_file(tensors, temporary / "weights.safetensors")
             head = {"format": _FORMAT, "class": type(self).__name__, "version": scdd.__version__}
             (temporary / "config.json").write_text(json.dumps({**head, **self._config()}, indent=1))
-            _retire(Path(path))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -87,12 +94,24 @@ class Model:
         return digest.hexdigest()[:16]
 
 
-def _retire(path: Path) -> None:
-    """Remove an earlier model so that a folder can be renamed over it; refuse a folder of something else."""
-    if not path.exists():
-        return
-    if not (path / "config.json").exists():
-        raise DataFileError(f"{path} exists and is no saved model; choose another output")
-    for name in ("config.json", "weights.safetensors"):
-        (path / name).unlink(missing_ok=True)
-    path.rmdir()
+def _refuse_other_content(path: Path) -> None:
+    """An earlier model may be replaced; a folder that holds anything else may not."""
+    if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - _FILES):
+        raise DataFileError(
+            f"{path} exists and is no saved model, or holds other files; choose another output"
+        )
+
+
+@contextmanager
+def _set_aside(path: Path) -> Iterator[None]:
+    """Move an earlier model out of the way; put it back if the new one does not arrive."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+    if path.exists():
+        path.rename(aside)
+    try:
+        yield
+    except BaseException:
+        if aside.exists() and not path.exists():
+            aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -51,6 +51,8 @@ class Conditions:
         codes = np.full((n, len(self.names)), -1, dtype=np.int64)
         for field, name in enumerate(self.names):
             if name in table:
+                if np.ndim(table[name]) and len(table[name]) != n:
+                    raise InputError(f"condition {name!r} has {len(table[name])} values for {n} cells")
                 wanted = pd.Series(table[name]) if np.ndim(table[name]) else pd.Series([table[name]] * n)
                 codes[:, field] = self._codes(field, wanted.astype(str))
         return codes

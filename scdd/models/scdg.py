@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -68,6 +71,8 @@ class SCDG(Model):
         autoencoder: Autoencoder | None = None,
         **changes: Any,
     ):
+        if config is not None and changes:
+            raise InputError(f"{next(iter(changes))}= is ignored beside config=; change the config itself")
         self.config = config or resolve_config(preset, changes)
         self.label_key = label_key
         self.history: dict[str, list[dict[str, float]]] = {}
@@ -80,6 +85,8 @@ class SCDG(Model):
         self.autoencoder = autoencoder or Autoencoder(
             self.atlas, label_key=label_key, config=self.config.autoencoder, preprocessor=preprocessor
         )
+        # A given autoencoder brings its own settings, and they are what must be saved.
+        self.config = replace(self.config, autoencoder=self.autoencoder.config)
         self.preprocessor = self.autoencoder.preprocessor
 
     def _build(self) -> SCDGNet:
@@ -151,9 +158,20 @@ class SCDG(Model):
         )  # fmt: skip
         net, self.history[name] = train(
             self.net, loss, loader, settings,
-            label=name, prepare=prepare, checkpoint=checkpoint[name], progress=progress,
+            label=name, prepare=prepare, checkpoint=checkpoint[name],
+            identity=self._identity(), progress=progress,
         )  # fmt: skip
         self.net = net  # type: ignore[assignment]
+
+    def _identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: settings, genes, cells, labels and the autoencoder itself."""
+        conditions = json.dumps(self.conditions.to_dict(), sort_keys=True)
+        return {
+            **self.autoencoder._identity(),
+            "model": json.dumps(self.config.to_dict(), sort_keys=True),
+            "conditions": hashlib.sha256(conditions.encode()).hexdigest(),
+            "encoder": self.autoencoder.weights_hash(),
+        }
 
     def _encode_atlas(self) -> tuple[Tensor, Tensor]:
         """Codes [n, d] and totals [n] of every training cell: d floats a cell are all that is held."""
@@ -174,7 +192,10 @@ class SCDG(Model):
         """Expected log1p CP10k float32 [n, G] of codes sent through the one-step generator."""
         self._require_fit()
         z = torch.as_tensor(codes, dtype=torch.float32)
-        fields = torch.from_numpy(self.conditions.encode(condition or {}, len(z)))
+        given = self.conditions.encode(condition or {}, len(z))
+        # Training drops all conditions of a cell or none; some without the others were never seen.
+        known = self.conditions.complete(given, np.random.default_rng(seed)) if condition else given
+        fields = torch.from_numpy(known)
         eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
         clean = self.latent(z, eps, fields)
         return self.net.autoencoder.decode(clean, self._typical_totals(fields)).clamp_min(0).numpy()
@@ -217,8 +238,8 @@ class SCDG(Model):
         self._require_fit()
         condition = dict(condition or {})
         n = _count(n, condition)
-        if steps < 1:
-            raise InputError(f"steps={steps}; at least one network call is needed")
+        if not 1 <= steps <= self.config.timesteps:
+            raise InputError(f"steps={steps}; it lies in 1..{self.config.timesteps}")
         rng = np.random.default_rng(seed)
         fields = self.conditions.complete(self.conditions.encode(condition, n), rng)
         fields[:, 0] = np.where(

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     Loss = Callable[[Any, torch.Generator], dict[str, Tensor]]
 
 
+# Weights stay float32: under true bf16 the moving average's small steps would round to nothing.
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train; ``steps`` counts mini-batches."""
@@ -40,6 +44,8 @@ class TrainConfig:
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
+        if self.precision not in _PRECISIONS:
+            raise InputError(f"precision={self.precision!r}; choose one of {', '.join(_PRECISIONS)}")
         for name in ("steps", "batch_size", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)}; it must be at least 1")
@@ -67,13 +73,15 @@ def train(
     label: str = "training",
     prepare: Callable[[Any], Any] = lambda batch: batch,
     checkpoint: Path | None = None,
+    identity: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train ``module`` by its method ``loss(batch, generator) -> {name: Tensor}``, whose terms are summed.
 
     ``batches`` is iterated epoch after epoch (``set_epoch`` where it has one) and ``prepare`` turns each
     item into what the method takes. With ``checkpoint`` the run is saved every ``checkpoint_every`` steps
-    and resumed from there to the same numbers.
+    and resumed from there to the same numbers; ``identity`` (JSON-able) says of what model and data it is,
+    and a checkpoint of another identity is refused.
 
     Returns
     -------
@@ -90,7 +98,7 @@ def train(
     average = MovingAverage(module, config.ema)
     generator = torch.Generator().manual_seed(config.seed)
     state = {"module": module, "optimiser": optimiser, "schedule": schedule, "average": average}
-    run = _Run(fabric, state, generator, asdict(config))
+    run = _Run(fabric, state, generator, {**asdict(config), **(identity or {})})
     step, history = run.resume(checkpoint, batches)
     window: list[dict[str, float]] = []
     module.train()
@@ -105,7 +113,7 @@ def train(
                 )
             wrapped_optimiser.zero_grad(set_to_none=True)
             fabric.backward(total)
-            torch.nn.utils.clip_grad_norm_(trained, config.clip)
+            fabric.clip_gradients(wrapped, wrapped_optimiser, max_norm=config.clip, error_if_nonfinite=False)
             wrapped_optimiser.step()
             schedule.step()
             average.update()
@@ -115,7 +123,7 @@ def train(
                 history.append({"step": step, **_mean(window)})
                 window.clear()
             advance(1, f"loss {total.item():.3f}")
-            if checkpoint is not None and step % config.checkpoint_every == 0:
+            if checkpoint is not None and (step % config.checkpoint_every == 0 or step == config.steps):
                 run.save(checkpoint, step, history, batches)
     average.apply()
     module.zero_grad(set_to_none=True)
@@ -135,6 +143,10 @@ class _Run:
         parts = {name: part.state_dict() for name, part in self.state.items()}
         loader = batches.state_dict() if hasattr(batches, "state_dict") else None
         rest = {"step": step, "history": history, "generator": self.generator.get_state()}
+        # Dropout draws from the global generators, of the CPU and of the device.
+        on_gpu = self.fabric.device.type == "cuda"
+        rest["torch"] = torch.get_rng_state()
+        rest["cuda"] = torch.cuda.get_rng_state(self.fabric.device) if on_gpu else None
         save_checkpoint(path, {**parts, **rest, "loader": loader, "config": self.config})
 
     def resume(self, path: Path | None, batches: Any) -> tuple[int, list[dict[str, float]]]:
@@ -144,6 +156,9 @@ class _Run:
         for name, part in self.state.items():
             part.load_state_dict(saved[name])
         self.generator.set_state(saved["generator"])
+        torch.set_rng_state(saved["torch"])
+        if saved["cuda"] is not None and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda"], self.fabric.device)
         if saved["loader"] is not None:
             batches.load_state_dict(saved["loader"])
         return saved["step"], saved["history"]

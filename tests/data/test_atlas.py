@@ -187,3 +187,35 @@ def test_a_reordered_or_repeated_subset_is_not_taken_for_the_whole(adata):
         assert part.in_memory is None
         batch = next(iter(scdd.CellLoader(part, shuffle=False, batch_size=4, normalise=False)))
         np.testing.assert_array_equal(batch.x, adata.X[rows[:4]].toarray())
+
+
+def test_auto_never_takes_a_layer_that_was_not_named(adata):
+    """Spliced counts and 0/1 masks are whole numbers too, and were once taken for the counts."""
+    adata.layers["spliced"] = adata.X.copy()
+    adata.X = adata.X.log1p()
+    with pytest.raises(InputError, match=r"--layer: layers/spliced"):
+        scdd.Atlas(adata)
+    assert scdd.Atlas(adata, layer="layers/spliced").expression == "counts"
+
+
+def test_log_data_is_not_taken_for_fractional_counts(adata):
+    logged = adata.copy()
+    logged.X = logged.X.log1p()
+    with pytest.raises(InputError, match=r"expression='log1p'"):
+        scdd.Atlas(logged, expression="fractional")
+    adata.X.data *= 1.37
+    assert scdd.Atlas(adata, expression="fractional").expression == "fractional"
+
+
+def test_the_loader_checks_what_lies_in_memory(monkeypatch, adata):
+    monkeypatch.setattr("scdd.data.expression._SAMPLED_ROWS", 8)
+    adata.X[100, 3] = np.nan
+    with pytest.raises(InputError, match="NaN"):
+        scdd.CellLoader(scdd.Atlas(adata))
+
+
+def test_a_column_named_source_is_kept(adata):
+    adata.obs["source"] = "clinic"
+    joined = scdd.Atlas([adata, adata]).obs
+    assert set(joined["source"]) == {"clinic"}
+    assert joined["atlas_source"].nunique() == 2

@@ -128,7 +128,7 @@ def test_only_one_chunk_of_the_graph_is_alive(generator, adata, monkeypatch):
 def test_every_init_gives_a_code_for_every_row(generator, adata, init):
     atlas = scdd.Atlas(adata)
     candidates = Candidates(atlas, atlas.labels("cell_type").codes, generator.preprocessor)
-    codes = initial_codes(generator, candidates, np.array([1, 3, 100]), init, seed=0)
+    codes = initial_codes(generator, candidates, np.array([1, 3, 100]), np.arange(3), init, seed=0)
     assert codes.shape == (104, 6)
     assert torch.isfinite(codes).all()
     if init not in ("random", "prior"):
@@ -271,3 +271,41 @@ def test_errors(generator, adata):
     lonely.obs["cell_type"] = "same"
     with pytest.raises(InputError, match="one class"):
         call(lonely)
+
+
+@pytest.mark.parametrize("init", ["kmeans", "prior"])
+def test_a_generator_that_knows_more_classes_is_read_by_name(generator, adata, init):
+    """Classes of a part were once numbered as if they were the generator's: codes of B began at A."""
+    part = adata[adata.obs["cell_type"] != "type 0"].copy()
+    made = scdd.distill(
+        part, label_key="cell_type", cells_per_class=6, generator=generator, init=init,
+        matching={"iterations": 30}, progress=False,
+    )  # fmt: skip
+    codes, label = made.obsm["X_code"], made.obs["cell_type"].astype(str).to_numpy()
+    centres = {
+        k: generator.encode(adata)[(adata.obs["cell_type"] == k).to_numpy()].mean(0) for k in set(label)
+    }
+    for name in centres:
+        gap = {k: np.linalg.norm(codes[label == name].mean(0) - centre) for k, centre in centres.items()}
+        assert min(gap, key=gap.__getitem__) == name
+
+
+def test_small_classes_keep_their_real_codes_at_the_deep_end(generator, adata):
+    part = scdd.Atlas(adata).subset(np.arange(12))
+    candidates = Candidates(part, part.labels("cell_type").codes, generator.preprocessor)
+    codes = initial_codes(generator, candidates, np.array([9, 9, 9]), np.arange(3), "real", seed=0)
+    real = torch.from_numpy(generator.encode(part))
+    nearest = torch.cdist(codes[:9], real).min(1).values
+    assert (nearest[-4:] < 1e-4).all()
+    assert (nearest[:5] > 1e-4).all()
+
+
+def test_options_without_effect_are_refused(generator, adata):
+    for options, name in (
+        ({"method": "herding", "t_star": 5}, "t_star"),
+        ({"method": "herding", "generator": generator}, "generator"),
+        ({"generator": generator, "steps": 5}, "steps"),
+        ({"generator": generator, "genes": ["GENE1"]}, "genes"),
+    ):
+        with pytest.raises(InputError, match=name):
+            scdd.distill(adata, label_key="cell_type", **QUICK, **options)

@@ -196,3 +196,69 @@ def test_presets_reach_both_stages():
     config = resolve_config("quality", {"seed": 7, "autoencoder_latent": 9})
     assert (config.seed, config.autoencoder.seed, config.autoencoder.latent) == (7, 7, 9)
     assert SCDGConfig(**resolve_config("faithful", {}).to_dict()) == resolve_config("faithful", {})
+
+
+def test_an_interrupted_autoencoder_resumes_through_its_dropout(adata, small, tmp_path, monkeypatch):
+    """Dropout draws from the global generator, which a checkpoint must hold as well."""
+    from scdd.nn.autoencoder import AutoencoderNet
+
+    settings = {"hidden": (32,), "latent": 6, "steps": 700, "batch_size": 64, "dropout": 0.3, "device": "cpu"}
+    whole = scdd.Autoencoder(adata, **settings).fit(progress=False)
+    original, calls = AutoencoderNet.loss, []
+
+    def interrupted(self, *args):
+        calls.append(1)
+        if len(calls) == 640:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(AutoencoderNet, "loss", interrupted)
+    place = tmp_path / "ae.pt"
+    with pytest.raises(KeyboardInterrupt):
+        scdd.Autoencoder(adata, **settings).fit(checkpoint=place, progress=False)
+    monkeypatch.setattr(AutoencoderNet, "loss", original)
+    torch.manual_seed(99)
+    resumed = scdd.Autoencoder(adata, **settings).fit(checkpoint=place, progress=False)
+    assert resumed.weights_hash() == whole.weights_hash()
+
+
+@pytest.mark.parametrize("change", ["settings", "cells", "labels"])
+def test_a_checkpoint_of_another_run_is_refused(adata, small, tmp_path, change):
+    scdd.SCDG(adata, label_key="cell_type", **small).fit(checkpoint=tmp_path, progress=False)
+    settings, other = dict(small), adata.copy()
+    if change == "settings":
+        settings["parameterisation"] = "x0"
+    elif change == "cells":
+        other.X[0] = other.X[1]
+    else:
+        other.obs["cell_type"] = other.obs["cell_type"].to_numpy()[::-1]
+    with pytest.raises(InputError, match="delete it"):
+        scdd.SCDG(other, label_key="cell_type", **settings).fit(checkpoint=tmp_path, progress=False)
+
+
+def test_a_folder_with_other_files_is_left_alone(generator, tmp_path):
+    """Saving over a model once removed both models when the folder held a README."""
+    place = tmp_path / "model"
+    generator.save(place)
+    (place / "README.md").write_text("mine")
+    with pytest.raises(DataFileError, match="other files"):
+        generator.save(place)
+    assert scdd.SCDG.load(place).weights_hash() == generator.weights_hash()
+
+
+def test_a_given_autoencoder_is_saved_with_its_own_settings(adata, small, tmp_path):
+    own = scdd.Autoencoder(adata, latent=4, hidden=(16,), steps=20, batch_size=64, device="cpu")
+    quick = {**small, "steps": 20, "classifier_steps": 10}
+    model = scdd.SCDG(adata, label_key="cell_type", autoencoder=own, **quick).fit(progress=False)
+    model.save(tmp_path / "m")
+    assert scdd.SCDG.load(tmp_path / "m").encode(adata).shape == (240, 4)
+
+
+def test_steps_beyond_the_schedule_are_refused(generator):
+    with pytest.raises(InputError, match=r"1\.\.1000"):
+        generator.generate(2, steps=3_000, progress=False)
+
+
+def test_true_half_precision_is_refused(adata):
+    with pytest.raises(InputError, match="precision='bf16-true'"):
+        scdd.Autoencoder(adata, precision="bf16-true", steps=2, device="cpu").fit(progress=False)
