@@ -8,10 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scdd.errors import DataFileError
+from scdd.errors import DataFileError, InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from typing import Any
 
     import anndata
 
@@ -41,11 +42,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         _remove(temporary)
 
 
-def check_writable(path: str | Path) -> None:
-    """Refuse an output path before hours of work, not after."""
+def check_writable(path: str | Path, *, suffixes: tuple[str, ...] = (), inputs: Iterable[Any] = ()) -> None:
+    """Refuse an output path before the work, not after: wrong suffix, read-only, one of the inputs."""
     path = Path(path)
-    if path.is_dir() and path.suffix in (".h5ad", ".html", ".csv", ".json"):
-        raise DataFileError(f"{path} is a folder; give a file name")
+    if suffixes and path.suffix not in suffixes:
+        raise InputError(f"{path}: give the output a name that ends in {' or '.join(suffixes)}")
+    if suffixes and path.is_dir():
+        raise DataFileError(f"{path} is a folder that exists; remove it or choose another output")
+    for source in inputs:
+        place, target = Path(source).resolve(), path.resolve()
+        if target == place or (place in target.parents and place.suffix == ".zarr"):
+            raise InputError(f"{path} is an input of this command; choose another output")
     if not path.parent.is_dir():
         raise DataFileError(f"the folder {path.parent} does not exist; make it or choose another output")
     probe = path.with_name(f".{path.name}.{os.getpid()}.probe")

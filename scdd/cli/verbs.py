@@ -41,6 +41,8 @@ def _open(
     if label and min_class_cells > 1:
         atlas.labels(label)  # unlabelled cells are an error of their own, not a rare class
         atlas = atlas.drop_rare(label, min_class_cells)
+    for note in atlas.notes():
+        typer.echo(note)
     return atlas
 
 
@@ -104,36 +106,78 @@ def distill(
     from scdd.models.scdg import SCDG
     from scdd.output import check_writable, write_anndata
 
-    for path in (out, report):
-        if path is not None:
-            check_writable(path)
+    rules = [name for name in baselines.split(",") if name]
+    _refuse_before_work(method, init, rules, report, split_by, test_group)
+    check_writable(out, suffixes=(".h5ad", ".zarr"), inputs=atlas)
+    if report is not None:
+        check_writable(report, suffixes=(".html",), inputs=atlas)
     whole = _open(atlas, label, layer, expression, drop_unlabelled, min_class_cells)
-    held_out = None
+    model = SCDG.load(generator) if generator else None
+    train, held_out = whole, None
     if report is not None:
         train, held_out = _hold_out(whole, label, split_by, test_group or test, seed)
-    else:
-        train = whole
+        if model is not None and model.trained_on != train.fingerprint():
+            raise InputError(
+                f"--generator {generator} was not trained on exactly the training part, so the held-out cells may "
+                "not be unseen; train it with the same --split-by, --test and --seed, or leave --report out"
+            )
     common: dict[str, Any] = {
         "label_key": label,
         "cells_per_class": cells_per_class,
         "total": cells,
         "allocation": allocation,
+        "seed": seed,
+        "progress": progress,
     }
-    common |= {"n_top_genes": genes or None, "seed": seed, "progress": progress}
-    model = SCDG.load(generator) if generator else None
     result = run(
         train, method=method, init=init, preset=preset.value, generator=model, conditions=condition or (),
-        device=device, checkpoint=None if checkpoints is None else str(checkpoints), **common,
+        n_top_genes=genes or None, device=device,
+        checkpoint=None if checkpoints is None else str(checkpoints), **common,
     )  # fmt: skip
-    if held_out is not None:
-        # Baselines see the genes of the result: all sets are judged on the same ones.
-        rest = common | {"n_top_genes": None, "genes": list(result.var_names)}
-        others = {name: run(train, method=name, **rest) for name in baselines.split(",") if name}
-        _report(result, train, held_out, label, others, seeds, report, progress)
-        parts = {"train": train.obs.index, "test": held_out.obs.index}
-        save_split(out.with_suffix(".split.csv"), parts)
     write_anndata(result, out)
     typer.echo(f"wrote {out}: {result.n_obs} rows for {train.n_obs:,} cells, {result.n_vars:,} genes")
+    _say_short_classes(result, label, cells_per_class if cells is None else None)
+    if held_out is not None:
+        parts = {"train": train.obs.index, "test": held_out.obs.index}
+        save_split(out.with_suffix(".split.csv"), parts)
+        # Baselines see the genes of the result: all sets are judged on the same ones.
+        rest = common | {"n_top_genes": None, "genes": list(result.var_names)}
+        others = {name: run(train, method=name, **rest) for name in rules}
+        _report(result, train, held_out, label, others, seeds, report, progress)
+
+
+def _refuse_before_work(
+    method: str,
+    init: str | None,
+    rules: list[str],
+    report: Path | None,
+    split_by: str | None,
+    groups: list[str] | None,
+) -> None:
+    """Options that would be ignored, or fail only at the end."""
+    from scdd.distillation.distill import METHODS
+    from scdd.distillation.selectors import SELECTORS
+
+    if method not in METHODS:
+        raise InputError(f"--method {method!r} is unknown; choose one of {', '.join(METHODS)}")
+    if init is not None and method != "scdd":
+        raise InputError(f"--init {init!r} goes with --method scdd, not {method}")
+    if report is None and (split_by or groups):
+        raise InputError(
+            "--split-by and --test-group hold cells out for --report; without it every cell is used"
+        )
+    for name in rules:
+        if name not in SELECTORS:
+            raise InputError(f"--baselines {name!r} is unknown; choose from {', '.join(SELECTORS)}")
+
+
+def _say_short_classes(result: Any, label: str, wanted: int | None) -> None:
+    sizes = result.obs[label].value_counts()
+    short = sizes[sizes < (wanted or 10)] if wanted is not None or len(sizes) else sizes[:0]
+    if wanted is not None and len(short):
+        typer.echo(
+            f"  {len(short)} classes have fewer cells than rows asked for, e.g. {short.index[0]!r}: {short.iloc[0]}"
+        )
 
 
 def _hold_out(atlas: Atlas, label: str, by: str | None, test: Any, seed: int) -> tuple[Atlas, Atlas]:
@@ -184,6 +228,9 @@ def train(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Mini-batches for each stage, in place of the preset's.")
     ] = None,
+    split_by: opt.SplitBy = None,
+    test: opt.TestShare = 0.0,
+    test_group: opt.TestGroups = None,
     preset: opt.PresetChoice = opt.Preset.fast,
     expression: opt.ExpressionKind = opt.Expression.counts,
     layer: opt.Layer = "auto",
@@ -215,6 +262,8 @@ def train(
     if kind is Trainable.scdg and label is None:
         raise InputError("scdg is conditioned on classes: name their obs column with --label")
     cells = _open(atlas, label, layer, expression, drop_unlabelled, min_class_cells)
+    if test or test_group:
+        cells, _ = _hold_out(cells, str(label), split_by, test_group or test, seed)
     folder = checkpoints
     model: Any
     if kind is Trainable.scdg:
@@ -248,12 +297,14 @@ def generate(
     from scdd.models.scdg import SCDG
     from scdd.output import check_writable, write_anndata
 
-    check_writable(out)
-    wanted = {}
+    check_writable(out, suffixes=(".h5ad", ".zarr"))
+    wanted: dict[str, str] = {}
     for item in condition or []:
         name, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"--condition {item!r}: write COLUMN=VALUE")
+        if name in wanted:
+            raise InputError(f"--condition {name} is given twice; call the command once for each value")
         wanted[name] = value
     generator = SCDG.load(model)
     result = generator.generate(
@@ -290,9 +341,10 @@ def evaluate(
     from scdd.evaluation.evaluate import evaluate as judge
     from scdd.output import check_writable
 
-    for path in (out, scores):
-        if path is not None:
-            check_writable(path)
+    inputs = [distilled, test, *([train] if train else [])]
+    check_writable(out, suffixes=(".html",), inputs=inputs)
+    if scores is not None:
+        check_writable(scores, suffixes=(".csv",), inputs=inputs)
     real_test = Atlas(str(test), expression=expression.value)
     real_train = Atlas(str(train), expression=expression.value) if train else None
     if split is not None:
@@ -333,7 +385,9 @@ def simulate(
 ) -> None:
     """Simulate counts (gamma-Poisson), from a design or fitted to an atlas; streams to disk past memory."""
     from scdd.data.simulate import simulate_to_file
+    from scdd.output import check_writable
 
+    check_writable(out, suffixes=(".h5ad",), inputs=[reference] if reference else [])
     options: dict[str, Any] = (
         {} if reference else {"n_genes": genes, "n_classes": classes, "n_batches": batches}
     )

@@ -68,7 +68,8 @@ class Atlas:
         self._starts = np.cumsum([0, *(len(s.obs) for s in self._sources)])
         self.obs = _join_obs(self._sources)
         self.rows = np.arange(len(self.obs), dtype=np.int64)
-        self.name = self._sources[0].name if len(parts) == 1 else f"{len(parts)} sources"
+        self.name = " + ".join(s.name for s in self._sources[:3])
+        self.name += f" + {len(parts) - 3} more" if len(parts) > 3 else ""
 
     @classmethod
     def of(cls, source: Any, **options: Any) -> Atlas:
@@ -139,6 +140,23 @@ class Atlas:
         for start in range(0, self.n_obs, size):
             rows = np.arange(start, min(start + size, self.n_obs))
             yield rows, self.read(rows)
+
+    def notes(self) -> list[str]:
+        """What a user should know of how the atlas was read, in sentences."""
+        said = [f"read {self.layer} of {self._sources[0].name} as {self.expression}"]
+        union = pd.Index(np.concatenate([s.var_names.astype(str) for s in self._sources])).unique()
+        if len(union) > self.n_vars:
+            said.append(
+                f"{len(self._sources)} files share {self.n_vars:,} genes; "
+                f"{len(union) - self.n_vars:,} others are left out, also of the totals that cells are scaled by"
+            )
+        if not self.obs.index.is_unique:
+            said.append("cell names repeat; call obs_names_make_unique() for a split that can be saved")
+        block = self.read(np.arange(min(self.n_obs, 512)))
+        if self.expression == "log1p":
+            said += _scale_note(np.asarray(block.expm1().sum(1)).ravel())
+        empty = int((np.diff(block.indptr) == 0).sum())
+        return said + ([f"{empty} of the first {block.shape[0]} cells have no counts"] if empty else [])
 
     def subset(self, rows: np.ndarray) -> Atlas:
         """The given cells (positions or a boolean mask) as an atlas that shares this one's files."""
@@ -221,6 +239,15 @@ class Atlas:
             digest.update(pd.util.hash_array(np.asarray(names, dtype=object)).tobytes())
         digest.update(self.read(np.arange(min(64, self.n_obs))).sum(1).tobytes())
         return digest.hexdigest()[:16]
+
+
+def _scale_note(totals: np.ndarray) -> list[str]:
+    """What the row sums of ``expm1`` say about the scale of log data."""
+    middle = float(np.median(totals))
+    even = totals.std() < 0.01 * max(middle, 1e-9)
+    if even and abs(middle / 1e4 - 1) > 0.01:
+        return [f"the log data is scaled to {middle:,.0f} counts a cell, not 10,000; results keep that scale"]
+    return []
 
 
 def _parts(source: Any) -> list[Any]:

@@ -53,6 +53,8 @@ class Preprocessor:
         unscaled = cls.of_genes(names, atlas.expression)
         moments = column_moments(atlas, target_sum=unscaled.scale_to, log1p=unscaled.log1p)
         where = atlas.var_names.get_indexer(names)
+        if not moments.nonzero[where].any():
+            raise InputError(f"{atlas.name} holds only zeros in the chosen genes; is the right layer read?")
         std = np.sqrt(moments.variance[where])
         # A silent gene has no scale; 1 leaves it at zero.
         std[std < 1e-6] = 1.0

@@ -75,6 +75,8 @@ def _part_by_class(codes: np.ndarray, rule: SplitRule, rng: np.random.Generator)
 
 def _part_by_group(groups: np.ndarray, rule: SplitRule, rng: np.random.Generator, by: str) -> np.ndarray:
     names, sizes = np.unique(groups, return_counts=True)
+    if len(names) < 2 and rule.test:
+        raise InputError(f"obs[{by!r}] has one group ({names[0]!r}); a split by it needs two or more")
     free = [str(name) for name in rng.permutation(names)]
     size_of = dict(zip(map(str, names), sizes, strict=True))
     chosen: dict[int, list[str]] = {}

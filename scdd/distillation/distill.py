@@ -135,8 +135,14 @@ def distill(
     )
     candidates = Candidates(atlas, labels.codes, preprocessor, seed=seed)
     task = Task(atlas, label_key, labels.names, budget, preprocessor, candidates, seed)
+    settings: dict[str, Any] = {
+        "budget": {"cells_per_class": cells_per_class, "total": total, "allocation": allocation},
+        "genes": preprocessor.n_genes,
+        "preset": preset,
+        "conditions": list(conditions),
+        "source_expression": atlas.expression,
+    }
     if method in SELECTORS:
-        settings: dict[str, Any] = {}
         rows = _select(task, method)
     else:
         if generator is None:
@@ -151,7 +157,6 @@ def distill(
             ).fit(checkpoint=checkpoint, progress=progress)
         _check_generator(generator, task)
         if method == "kmeans_decode":
-            settings = {}
             rows = _decode_clusters(task, generator)
         else:
             faithful = preset == "faithful"
@@ -164,7 +169,7 @@ def distill(
             }
             config = MatchingConfig(**{**MATCHING[preset].__dict__, **(matching or {})})
             rows = _optimise(task, generator, config, progress=progress, **choice)  # type: ignore[arg-type]
-            settings = {**choice, "matching": dict(config.__dict__)}
+            settings |= {**choice, "matching": dict(config.__dict__)}
     return as_anndata(
         task.preprocessor,
         label_key,

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def evaluate(
     distilled: Any,
     *,
-    train: Any,
     test: Any,
+    train: Any = None,
     label_key: str,
     baselines: Mapping[str, Any] | None = None,
     classifiers: Sequence[str] | None = None,

@@ -76,6 +76,7 @@ class SCDG(Model):
         self.config = config or resolve_config(preset, changes)
         self.label_key = label_key
         self.history: dict[str, list[dict[str, float]]] = {}
+        self.trained_on = ""
         if atlas is None:
             return
         self.atlas = Atlas.of(atlas).within_memory()
@@ -135,6 +136,7 @@ class SCDG(Model):
         self.net.requires_grad_(False)
         self.autoencoder.net = self.net.autoencoder
         self.priors = ClassPriors.fit(codes, totals, fields[:, 0], self.conditions.sizes[0])
+        self.trained_on = self.atlas.fingerprint()
         self.fitted = True
         return self
 
@@ -247,6 +249,7 @@ class SCDG(Model):
         )
         generator = torch.Generator().manual_seed(seed)
         w = self.config.guidance if guidance is None else guidance
+        asked = {name: str(value) for name, value in condition.items() if not np.ndim(value)}
         blocks, totals = [], []
         with progress_bar("generating", n, enabled=progress) as advance:
             for start in range(0, n, _BLOCK):
@@ -256,7 +259,10 @@ class SCDG(Model):
                 totals.append(size)
                 advance(len(codes))
         return self._as_anndata(
-            blocks, fields, torch.cat(totals).numpy(), {"steps": steps, "guidance": w, "seed": seed}
+            blocks,
+            fields,
+            torch.cat(totals).numpy(),
+            {"steps": steps, "guidance": w, "seed": seed, "condition": asked},
         )
 
     def _generate_block(
@@ -308,6 +314,7 @@ class SCDG(Model):
         return {
             "config": self.config.to_dict(),
             "label_key": self.label_key,
+            "trained_on": self.trained_on,
             "autoencoder_classes": self.autoencoder.classes,
             "conditions": self.conditions.to_dict(),
             "preprocessor": self.preprocessor.to_dict(),
@@ -321,6 +328,7 @@ class SCDG(Model):
     def _rebuild(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
         model = cls(label_key=config["label_key"], config=SCDGConfig(**config["config"]))
         model.conditions = Conditions.from_dict(config["conditions"])
+        model.trained_on = config["trained_on"]
         scale = tensors["net.autoencoder.gene_mean"], tensors["net.autoencoder.gene_std"]
         model.preprocessor = rebuild_preprocessor(config["preprocessor"], *scale)
         model.autoencoder = Autoencoder(config=model.config.autoencoder)

@@ -24,8 +24,8 @@ def scdd_command(*arguments: object, **options) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
 
 
-def distil(path: Path, out: Path, *more: object) -> subprocess.CompletedProcess:
-    return scdd_command("distill", path, "--label", "cell_type", "-o", out, *RULE, *more)
+def distil(path: Path, out: Path, *more: object, **options) -> subprocess.CompletedProcess:
+    return scdd_command("distill", path, "--label", "cell_type", "-o", out, *RULE, *more, **options)
 
 
 def assert_refused(result: subprocess.CompletedProcess, out: Path, code: int, *words: str) -> None:
@@ -265,6 +265,64 @@ def test_an_earlier_result_survives_a_failed_run(adata, h5ad, tmp_path):
     _changed(adata, h5ad, _logged)
     assert distil(h5ad, out).returncode == 2
     assert out.read_bytes() == b"precious"
+
+
+def test_the_input_is_never_overwritten(h5ad):
+    """`-o` equal to the atlas once replaced it, without a word."""
+    before = h5ad.read_bytes()
+    result = distil(h5ad, h5ad)
+    assert result.returncode == 2
+    assert "is an input" in result.stderr
+    assert h5ad.read_bytes() == before
+
+
+def test_a_generator_that_may_have_seen_the_test_cells_is_refused(h5ad, tmp_path):
+    options = ["-l", "cell_type", "--steps", 20, "--genes", 40]
+    assert scdd_command("train", "scdg", h5ad, *options, "-o", tmp_path / "all").returncode == 0
+    assert (
+        scdd_command("train", "scdg", h5ad, *options, "-o", tmp_path / "part", "--test", 0.2).returncode == 0
+    )
+    report = ["--method", "scdd", "--report", tmp_path / "r.html", "--seeds", 2, "--baselines", ""]
+    out = tmp_path / "distilled.h5ad"
+    refused = distil(h5ad, out, *report, "--generator", tmp_path / "all")
+    assert_refused(refused, out, 2, "was not trained on exactly the training part", "--test")
+    assert distil(h5ad, out, *report, "--generator", tmp_path / "part").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--split-by", "donor"], ["--report"]),
+        (["--init", "real"], ["--init", "--method scdd"]),
+        (["--baselines", "magic", "--report", "r.html"], ["magic", "half_half"]),
+        (["--method", "magic"], ["magic", "herding"]),
+    ],
+)
+def test_options_that_would_be_ignored_or_fail_late(h5ad, tmp_path, options, words):
+    result = distil(h5ad, tmp_path / "distilled.h5ad", *options, cwd=tmp_path)
+    assert_refused(result, tmp_path / "distilled.h5ad", 2, *words)
+
+
+def test_output_names_say_what_is_written(h5ad, tmp_path):
+    result = distil(h5ad, tmp_path / "distilled.csv")
+    assert_refused(result, tmp_path / "distilled.csv", 2, ".h5ad or .zarr")
+
+
+def test_one_donor_cannot_be_held_out(adata, h5ad, tmp_path):
+    adata.obs["donor"] = "only"
+    adata.write_h5ad(h5ad)
+    out = tmp_path / "distilled.h5ad"
+    result = distil(h5ad, out, "--split-by", "donor", "--report", tmp_path / "r.html")
+    assert_refused(result, out, 2, "one group", "'only'")
+
+
+def test_what_was_read_is_said(adata, h5ad, tmp_path):
+    adata[:, 20:].copy().write_h5ad(tmp_path / "other.h5ad")
+    result = scdd_command(
+        "distill", h5ad, tmp_path / "other.h5ad", "-l", "cell_type", "-o", tmp_path / "distilled.h5ad", *RULE
+    )
+    assert "read X of atlas.h5ad as counts" in result.stdout
+    assert "share 40 genes; 20 others are left out" in result.stdout
 
 
 def test_importing_scdd_is_light():

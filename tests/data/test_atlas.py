@@ -219,3 +219,9 @@ def test_a_column_named_source_is_kept(adata):
     joined = scdd.Atlas([adata, adata]).obs
     assert set(joined["source"]) == {"clinic"}
     assert joined["atlas_source"].nunique() == 2
+
+
+def test_notes_name_a_scale_that_is_not_ten_thousand(adata):
+    adata.X = sparse.csr_matrix(np.log1p(adata.X.toarray() / adata.X.sum(1) * 3_000))
+    notes = scdd.Atlas(adata, expression="log1p").notes()
+    assert any("3,000 counts a cell" in note for note in notes)
