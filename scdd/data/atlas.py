@@ -148,7 +148,7 @@ class Atlas:
         if len(union) > self.n_vars:
             said.append(
                 f"{len(self._sources)} files share {self.n_vars:,} genes; "
-                f"{len(union) - self.n_vars:,} others are left out, also of the totals that cells are scaled by"
+                f"{len(union) - self.n_vars:,} others are left out, also of the totals of cells"
             )
         if not self.obs.index.is_unique:
             said.append("cell names repeat; call obs_names_make_unique() for a split that can be saved")
