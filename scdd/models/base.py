@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -28,21 +29,24 @@ _FORMAT = 1
 _FILES = {"config.json", "weights.safetensors"}
 
 
-class Model:
+class Model(ABC):
     """A model over cells; subclasses define ``_config`` and ``_tensors`` and rebuild from both."""
 
     preprocessor: Preprocessor
     fitted: bool = False
 
+    @abstractmethod
     def _config(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """JSON-able settings, enough to rebuild the model."""
 
+    @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """All weights by name."""
 
     @classmethod
+    @abstractmethod
     def _rebuild(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
-        raise NotImplementedError
+        """The model of saved settings and weights."""
 
     def _require_fit(self) -> None:
         if not self.fitted:
