@@ -136,7 +136,8 @@ def distill(
     )  # fmt: skip
     write_anndata(result, out)
     typer.echo(f"wrote {out}: {result.n_obs} rows for {train.n_obs:,} cells, {result.n_vars:,} genes")
-    _say_short_classes(result, label, cells_per_class if cells is None else None)
+    if cells is None and method != "class_centroid":
+        _say_short_classes(result, label, cells_per_class or 10)
     if held_out is not None:
         parts = {"train": train.obs.index, "test": held_out.obs.index}
         save_split(out.with_suffix(".split.csv"), parts)
@@ -171,12 +172,12 @@ def _refuse_before_work(
             raise InputError(f"--baselines {name!r} is unknown; choose from {', '.join(SELECTORS)}")
 
 
-def _say_short_classes(result: Any, label: str, wanted: int | None) -> None:
+def _say_short_classes(result: Any, label: str, wanted: int) -> None:
     sizes = result.obs[label].value_counts()
-    short = sizes[sizes < (wanted or 10)] if wanted is not None or len(sizes) else sizes[:0]
-    if wanted is not None and len(short):
+    short = sizes[sizes < wanted]
+    if len(short):
         typer.echo(
-            f"  {len(short)} classes have fewer cells than rows asked for, e.g. {short.index[0]!r}: {short.iloc[0]}"
+            f"  {len(short)} classes have fewer rows than {wanted}, e.g. {short.index[0]!r}: {short.iloc[0]}"
         )
 
 

@@ -26,9 +26,9 @@ class MatchingConfig:
 
     ``depth`` counts the hidden layers of the matching network. With 0 (default) DM matches class means in
     gene space. The mean ReLU features of sparse cells are *not* those of any denoised row, and chasing
-    them drives codes off the data: on validation cells of pbmc3k and haber, two hidden layers lost to
-    not optimising at all. ``support`` weighs the penalty on leaving the class's typical
-    set, ``max(0, m^2 / d - 1)`` with m the Mahalanobis distance.
+    them mostly drove codes off the data on validation cells (figures in ``docs/scdd.md``).
+    ``support`` weighs the penalty on leaving the class's typical set, ``max(0, m^2 / d - 1)`` with m the
+    Mahalanobis distance.
     """
 
     objective: str = "dm"

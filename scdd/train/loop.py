@@ -105,7 +105,7 @@ def train(
     with progress_bar(label, config.steps, enabled=progress) as advance:
         advance(step)
         for batch in _endless(batches, config.steps - step):
-            terms = getattr(wrapped, loss)(_to(fabric, prepare(batch)), generator)
+            terms = getattr(wrapped, loss)(fabric.to_device(prepare(batch)), generator)
             total = torch.stack(list(terms.values())).sum()
             if not torch.isfinite(total):
                 raise InputError(
@@ -184,10 +184,6 @@ def _endless(batches: Any, count: int) -> Iterator[Any]:
                 return
         if count == before:
             raise InputError("there is no batch to train on: batch_size exceeds the number of cells")
-
-
-def _to(fabric: Fabric, batch: Any) -> Any:
-    return fabric.to_device(batch)
 
 
 def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
