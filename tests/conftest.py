@@ -6,10 +6,17 @@ import os
 from pathlib import Path
 
 import anndata as ad
+import hypothesis
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+
+# The same examples in every run, so that a red test is the change's own fault; HYPOTHESIS_PROFILE=search
+# looks for new ones.
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.register_profile("search", print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def _make_atlas(

@@ -108,29 +108,32 @@ def test_random_is_uniform():
     assert np.abs(counts - 600).max() < 5 * np.sqrt(2_000 * 0.3 * 0.7)
 
 
-def naive_herding(points: np.ndarray, k: int) -> list[int]:
-    mean, chosen = points.mean(axis=0), []
-    for _ in range(k):
-        left = [i for i in range(len(points)) if i not in chosen]
-        chosen.append(min(left, key=lambda i: np.linalg.norm(points[[*chosen, i]].mean(axis=0) - mean)))
-    return chosen
-
-
-def naive_farthest_first(points: np.ndarray, k: int, first: int) -> list[int]:
-    chosen = [first]
-    while len(chosen) < k:
-        left = [i for i in range(len(points)) if i not in chosen]
-        chosen.append(max(left, key=lambda i: min(np.linalg.norm(points[i] - points[j]) for j in chosen)))
-    return chosen
+def assert_greedy(points: np.ndarray, chosen: np.ndarray, start: int, cost) -> None:
+    """Each choice from ``start`` on is the cheapest of those left, ties (to rounding) included."""
+    chosen = chosen.tolist()
+    assert len(set(chosen)) == len(chosen)
+    for step in range(start, len(chosen)):
+        costs = {i: cost(chosen[:step], i) for i in range(len(points)) if i not in chosen[:step]}
+        assert costs[chosen[step]] <= min(costs.values()) + 1e-9
 
 
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 30), k=st.integers(1, 30), seed=st.integers(0, 2**16))
 def test_herding_and_farthest_first_match_their_definitions(n, k, seed):
     points = np.random.default_rng(seed).normal(5.0, size=(n, 3))
-    k = min(k, n)
-    assert herding_order(points, k).tolist() == naive_herding(points, k)
-    assert farthest_first(points, k, n // 2).tolist() == naive_farthest_first(points, k, n // 2)
+    mean, k = points.mean(axis=0), min(k, n)
+
+    def gap(before, i):
+        return np.linalg.norm(points[[*before, i]].mean(axis=0) - mean)
+
+    def nearness(before, i):
+        return -min(np.linalg.norm(points[i] - points[j]) for j in before)
+
+    herded, spread = herding_order(points, k), farthest_first(points, k, n // 2)
+    assert len(herded) == len(spread) == k
+    assert_greedy(points, herded, 0, gap)
+    assert spread[0] == n // 2
+    assert_greedy(points, spread, 1, nearness)
 
 
 def test_herding_picks_only_what_is_available():
