@@ -13,12 +13,13 @@ LABEL ?= bulk_labels
 EXPRESSION ?= $(if $(DATA),counts,log1p)
 OPTIONS ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 .DELETE_ON_ERROR:
 
-$(VENV)/.demo: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+$(VENV)/.demo: pyproject.toml setup.py constraints.txt scripts/system-libraries.sh $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; sys.exit("scdd needs Python 3.11 or newer; call make PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	@echo "installing into $(VENV) ..."
+	@scripts/system-libraries.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch -e '.[demo]'
 	@touch $@
@@ -44,6 +45,10 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python bench/bench_loader.py
 	@$(BIN)/python bench/run.py
+
+# FUZZ=300 gives every decoder five minutes of damaged input
+fuzz:
+	@fuzz/run.sh $(or $(FUZZ),60)
 
 clean:
 	rm -rf $(VENV) build demo .pytest_cache .ruff_cache .mypy_cache *.egg-info

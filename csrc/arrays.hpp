@@ -150,5 +150,11 @@ void bind_gather_dense(py::module_& module);
 void bind_gather_csr(py::module_& module);
 void bind_statistics(py::module_& module);
 void bind_validate(py::module_& module);
+void bind_codec(py::module_& module);
+void bind_stored(py::module_& module);
+void bind_packed(py::module_& module);
+void bind_packed_source(py::module_& module);
+void bind_spmm(py::module_& module);
+void bind_tokens(py::module_& module);
 
 }  // namespace scdd

@@ -1,86 +1,144 @@
-// Chosen rows over chosen genes as a new CSR matrix: count, then fill.
+// Chosen rows over chosen genes as a new CSR matrix, normalised on the way: sorted, without duplicates.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "csr.hpp"
+#include "gather_dense.hpp"
 #include "parallel.hpp"
+#include "rows.hpp"
 
 namespace scdd {
 
+struct CsrTransform {
+  double target_sum;  // 0: no scaling
+  bool log1p;
+};
+
+// Whether a source can write a row where it belongs, without a view of it in between.
+template <class Rows, class = void>
+struct DecodesInto : std::false_type {};
+template <class Rows>
+struct DecodesInto<Rows, std::void_t<decltype(&Rows::decode_into)>> : std::true_type {};
+
 // column_of_gene == nullptr keeps every gene at its own place.
-template <class Value, class Index>
+template <class Rows>
 struct CsrGather {
-  const Csr<Value, Index>& matrix;
+  const Rows& source;
   const int64_t* rows;
   int64_t n;
   const int32_t* column_of_gene;
+  CsrTransform transform;
   int64_t threads;
 
-  // indptr [n + 1] of the result. Checks every index, so that fill() need not.
+  // indptr [n + 1] of the result, unless duplicates make it shorter.
   void count(int64_t* indptr) const {
     indptr[0] = 0;
     parallel_ranges(n, threads, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) indptr[i + 1] = count_row(rows[i]);
+      RowScratch scratch;
+      for (int64_t i = begin; i < end; ++i) indptr[i + 1] = count_row(rows[i], i + 1 < end ? rows[i + 1] : -1, scratch);
     });
     for (int64_t i = 0; i < n; ++i) indptr[i + 1] += indptr[i];
   }
 
-  void fill(const int64_t* indptr, float* data, int32_t* indices) const {
+  // Fills what count() has measured; totals [n] is written. Where duplicates were added up, rows move together and
+  // indptr is corrected; returns the number of entries.
+  int64_t fill(int64_t* indptr, float* data, int32_t* indices, double* totals) const {
+    std::vector<int64_t> sizes(static_cast<size_t>(n));
     parallel_ranges(n, threads, [&](int64_t begin, int64_t end) {
-      std::vector<std::pair<int32_t, float>> scratch;
+      RowScratch scratch;
+      std::vector<std::pair<int32_t, float>> pairs;
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t size = fill_row(rows[i], indptr[i + 1] - indptr[i], data + indptr[i], indices + indptr[i]);
-        sort_row(size, data + indptr[i], indices + indptr[i], scratch);
+        float* values = data + indptr[i];
+        int32_t* columns = indices + indptr[i];
+        const int64_t next = i + 1 < end ? rows[i + 1] : -1;
+        int64_t size = fill_row(rows[i], next, indptr[i + 1] - indptr[i], values, columns, scratch);
+        size = sort_row(size, values, columns, pairs);
+        totals[i] = source.total(rows[i]);
+        const float scale = scale_of(transform.target_sum, totals[i]);
+        for (int64_t k = 0; transform.target_sum != 0 && k < size; ++k) values[k] *= scale;
+        if (transform.log1p) log1p_in_place(values, size);
+        sizes[i] = size;
       }
     });
+    return close_gaps(sizes, indptr, data, indices);
   }
 
  private:
-  int64_t count_row(int64_t row) const {
-    const RowRange range = matrix.rows.row(row);
-    int64_t kept = 0;
-    for (int64_t p = range.begin; p < range.end; ++p) {
-      const Index gene = matrix.indices[p];
-      if (outside(gene, matrix.n_vars)) fail_gene(row, p, static_cast<int64_t>(gene), matrix.n_vars);
-      kept += !column_of_gene || column_of_gene[gene] >= 0;
-    }
-    return kept;
+  int64_t count_row(int64_t row, int64_t next, RowScratch& scratch) const {
+    if (!column_of_gene) return source.size(row);
+    return source.view(row, next, scratch, [&](const auto*, const auto* genes, int64_t size) {
+      int64_t kept = 0;
+      for (int64_t p = 0; p < size; ++p) kept += column_of_gene[genes[p]] >= 0;
+      return kept;
+    });
   }
 
   // Stops at the counted size: a caller who changes the arrays meanwhile gets nonsense, but no overflow.
-  int64_t fill_row(int64_t row, int64_t size, float* data, int32_t* indices) const {
-    const RowRange range = matrix.rows.row(row);
+  int64_t fill_row(int64_t row, int64_t next, int64_t room, float* out, int32_t* columns, RowScratch& scratch) const {
+    if constexpr (DecodesInto<Rows>::value) {
+      if (!column_of_gene) return source.decode_into(row, next, room, out, columns);
+    }
+    return source.view(row, next, scratch, [&](const auto* values, const auto* genes, int64_t size) {
+      if (!column_of_gene) {
+        size = std::min(size, room);
+        for (int64_t p = 0; p < size; ++p) out[p] = static_cast<float>(values[p]);
+        for (int64_t p = 0; p < size; ++p) columns[p] = static_cast<int32_t>(genes[p]);
+        return size;
+      }
+      int64_t kept = 0;
+      for (int64_t p = 0; p < size && kept < room; ++p) {
+        const int32_t column = column_of_gene[genes[p]];
+        out[kept] = static_cast<float>(values[p]);
+        columns[kept] = column;
+        kept += column >= 0;
+      }
+      return kept;
+    });
+  }
+
+  // Genes in another order than the file's, a file that is not sorted or names a gene twice: libraries downstream
+  // expect order, and log1p must see sums. Stable, so that floats are added in the file's order.
+  static int64_t sort_row(int64_t size, float* data, int32_t* indices, std::vector<std::pair<int32_t, float>>& pairs) {
+    int disorder = 0;
+    for (int64_t k = 1; k < size; ++k) disorder |= indices[k] <= indices[k - 1];
+    if (!disorder) return size;
+    pairs.resize(static_cast<size_t>(size));
+    for (int64_t k = 0; k < size; ++k) pairs[k] = {indices[k], data[k]};
+    std::stable_sort(pairs.begin(), pairs.end(),
+                     [](const auto& left, const auto& right) { return left.first < right.first; });
     int64_t kept = 0;
-    for (int64_t p = range.begin; p < range.end && kept < size; ++p) {
-      const Index gene = matrix.indices[p];
-      const int32_t column = column_of_gene ? column_of_gene[gene] : static_cast<int32_t>(gene);
-      data[kept] = static_cast<float>(matrix.data[p]);
-      indices[kept] = column;
-      kept += column >= 0;
+    for (const auto& [column, value] : pairs) {
+      if (kept && indices[kept - 1] == column) {
+        data[kept - 1] += value;
+      } else {
+        indices[kept] = column;
+        data[kept++] = value;
+      }
     }
     return kept;
   }
 
-  // Genes in another order than the file's, or a file that is not sorted: libraries downstream expect order.
-  // Stable, so that duplicates keep theirs.
-  static void sort_row(int64_t size, float* data, int32_t* indices, std::vector<std::pair<int32_t, float>>& scratch) {
-    if (std::is_sorted(indices, indices + size)) return;
-    scratch.resize(static_cast<size_t>(size));
-    for (int64_t k = 0; k < size; ++k) scratch[k] = {indices[k], data[k]};
-    std::stable_sort(scratch.begin(), scratch.end(),
-                     [](const auto& left, const auto& right) { return left.first < right.first; });
-    for (int64_t k = 0; k < size; ++k) {
-      indices[k] = scratch[k].first;
-      data[k] = scratch[k].second;
+  int64_t close_gaps(const std::vector<int64_t>& sizes, int64_t* indptr, float* data, int32_t* indices) const {
+    int64_t place = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t begin = indptr[i];
+      if (begin != place) {
+        std::copy(data + begin, data + begin + sizes[i], data + place);
+        std::copy(indices + begin, indices + begin + sizes[i], indices + place);
+      }
+      indptr[i] = place;
+      place += sizes[i];
     }
+    indptr[n] = place;
+    return place;
   }
 };
 
-template <class Value, class Index>
-CsrGather(const Csr<Value, Index>&, const int64_t*, int64_t, const int32_t*, int64_t) -> CsrGather<Value, Index>;
+template <class Rows>
+CsrGather(const Rows&, const int64_t*, int64_t, const int32_t*, CsrTransform, int64_t) -> CsrGather<Rows>;
 
 }  // namespace scdd

@@ -5,14 +5,20 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
-#include "csr.hpp"
+#include "half.hpp"
 #include "log1p.hpp"
 #include "parallel.hpp"
-#include "row_totals.hpp"
+#include "rows.hpp"
 
 namespace scdd {
+
+// An empty row has total 0 and stays zero; anything else that is odd (NaN, negative) stays visible.
+inline float scale_of(double target_sum, double total) {
+  return target_sum == 0 ? 1.0f : total == 0 ? 0.0f : static_cast<float>(target_sum / total);
+}
 
 struct DenseTransform {
   double target_sum;         // 0: no scaling
@@ -30,33 +36,20 @@ struct KeptGenes {
 };
 
 // No branch on "wanted or not": it is as good as random, and a wrong guess costs more than a wasted store.
-// Rows in random order come from far memory, and the processor cannot guess where the next one starts: asking for
-// `next` while this row is worked on hides the way (3.2 -> 2.2 us a cell).
-template <class Value, class Index>
-void keep_genes(const Csr<Value, Index>& matrix, int64_t row, RowRange range, RowRange next,
-                const int32_t* column_of_gene, KeptGenes& kept) {
-  const auto size = static_cast<size_t>(range.end - range.begin);
-  if (kept.columns.size() < size) {
-    kept.columns.resize(size);
-    kept.values.resize(size);
+template <class Value, class Gene>
+void keep_genes(const Value* values, const Gene* genes, int64_t size, const int32_t* column_of_gene, KeptGenes& kept) {
+  if (kept.columns.size() < static_cast<size_t>(size)) {
+    kept.columns.resize(static_cast<size_t>(size));
+    kept.values.resize(static_cast<size_t>(size));
   }
   int32_t* columns = kept.columns.data();
-  float* values = kept.values.data();
+  float* out = kept.values.data();
   int64_t n = 0;
-  constexpr int64_t kStep = 64 / static_cast<int64_t>(std::max(sizeof(Value), sizeof(Index)));  // at most a cache line
-  for (int64_t start = range.begin; start < range.end; start += kStep) {
-    const int64_t ahead = std::min(next.begin + (start - range.begin), next.end);
-    __builtin_prefetch(matrix.data + ahead, 0, 3);
-    __builtin_prefetch(matrix.indices + ahead, 0, 3);
-    const int64_t stop = std::min(start + kStep, range.end);
-    for (int64_t p = start; p < stop; ++p) {
-      const Index gene = matrix.indices[p];
-      if (outside(gene, matrix.n_vars)) fail_gene(row, p, static_cast<int64_t>(gene), matrix.n_vars);
-      const int32_t column = column_of_gene[gene];
-      columns[n] = column;
-      values[n] = static_cast<float>(matrix.data[p]);
-      n += column >= 0;
-    }
+  for (int64_t p = 0; p < size; ++p) {
+    const int32_t column = column_of_gene[genes[p]];
+    columns[n] = column;
+    out[n] = static_cast<float>(values[p]);
+    n += column >= 0;
   }
   kept.n = n;
 }
@@ -90,25 +83,28 @@ inline void standardise_row(const DenseTransform& transform, int64_t n_columns, 
   }
 }
 
-// out [n, n_columns]; totals [n] is read if has_totals, else written.
-template <class Value, class Index>
-void gather_dense(const Csr<Value, Index>& matrix, const int64_t* rows, int64_t n, const int32_t* column_of_gene,
-                  int64_t n_columns, const DenseTransform& transform, bool has_totals, double* totals, float* out,
-                  int64_t threads) {
+// out [n, n_columns] of float, Half or Brain; totals [n] is read if has_totals, else written.
+template <class Rows, class Out>
+void gather_dense(const Rows& source, const int64_t* rows, int64_t n, const int32_t* column_of_gene, int64_t n_columns,
+                  const DenseTransform& transform, bool has_totals, double* totals, Out* out, int64_t threads) {
   parallel_ranges(n, threads, [&](int64_t begin, int64_t end) {
     KeptGenes kept;
+    RowScratch scratch;
+    std::vector<float> narrow(std::is_same_v<Out, float> ? 0 : static_cast<size_t>(n_columns));
     for (int64_t i = begin; i < end; ++i) {
-      const RowRange range = matrix.rows.row(rows[i]);
-      const RowRange next = i + 1 < end ? matrix.rows.row_if_valid(rows[i + 1]) : RowRange{0, 0};
-      float* row_out = out + i * n_columns;
+      const int64_t next = i + 1 < end ? rows[i + 1] : -1;
+      float* row_out = narrow.data();
+      if constexpr (std::is_same_v<Out, float>) row_out = out + i * n_columns;
+      source.view(rows[i], next, scratch, [&](const auto* values, const auto* genes, int64_t size) {
+        keep_genes(values, genes, size, column_of_gene, kept);
+      });
+      if (!has_totals) totals[i] = source.total(rows[i]);
       std::fill_n(row_out, n_columns, 0.0f);
-      if (!has_totals) totals[i] = sum_in_double(matrix.data + range.begin, range.end - range.begin);
-      keep_genes(matrix, rows[i], range, next, column_of_gene, kept);
-      // An empty row has total 0 and stays zero; anything else that is odd (NaN, negative) stays visible.
-      const bool scaled = transform.target_sum != 0;
-      const double scale = !scaled ? 1.0 : totals[i] == 0 ? 0.0 : transform.target_sum / totals[i];
-      scatter_row(kept, static_cast<float>(scale), transform.log1p, row_out);
+      scatter_row(kept, scale_of(transform.target_sum, totals[i]), transform.log1p, row_out);
       standardise_row(transform, n_columns, row_out);
+      if constexpr (!std::is_same_v<Out, float>) {
+        for (int64_t g = 0; g < n_columns; ++g) convert(row_out[g], out[i * n_columns + g]);
+      }
     }
   });
 }

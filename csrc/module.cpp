@@ -11,4 +11,10 @@ PYBIND11_MODULE(_csr, module) {
   scdd::bind_gather_csr(module);
   scdd::bind_statistics(module);
   scdd::bind_validate(module);
+  scdd::bind_codec(module);
+  scdd::bind_stored(module);
+  scdd::bind_packed(module);
+  scdd::bind_packed_source(module);
+  scdd::bind_spmm(module);
+  scdd::bind_tokens(module);
 }

@@ -12,12 +12,13 @@ from scipy import sparse
 
 from scdd.data import splits
 from scdd.data.expression import check_block
-from scdd.data.matrix import MemoryMatrix, rows_of
+from scdd.data.joined import JoinedRows, join_genes, join_obs
+from scdd.data.matrix import MemoryMatrix
 from scdd.data.source import Source, open_source
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 _SUFFIXES = (".h5ad", ".zarr")
 
@@ -43,6 +44,8 @@ class Atlas:
         or ``"auto"`` (counts, else log1p). The values are checked, here and on every block read.
     join
         Genes of several sources: ``"inner"`` (shared by all) or ``"outer"`` (absent genes are zero).
+    genes
+        Or the genes themselves, in the order wanted; a source that lacks one has zeros there (`notes`).
 
     Raises
     ------
@@ -52,7 +55,15 @@ class Atlas:
         No cells, no genes, duplicated or disjoint gene names, values of another kind.
     """
 
-    def __init__(self, source: Any, *, layer: str = "auto", expression: str = "counts", join: str = "inner"):
+    def __init__(
+        self,
+        source: Any,
+        *,
+        layer: str = "auto",
+        expression: str = "counts",
+        join: str = "inner",
+        genes: Iterable[str] | None = None,
+    ):
         if expression not in ("counts", "log1p", "fractional", "auto"):
             raise InputError(f"expression={expression!r}; choose counts, log1p, fractional or auto")
         if join not in ("inner", "outer"):
@@ -63,10 +74,10 @@ class Atlas:
         if len(kinds) > 1:
             raise InputError(f"the sources hold different kinds of expression ({', '.join(sorted(kinds))})")
         self.expression = self._sources[0].expression
-        self.var_names = _join_genes(self._sources, join)
-        self._columns = [_columns(s.var_names, self.var_names) for s in self._sources]
-        self._starts = np.cumsum([0, *(len(s.obs) for s in self._sources)])
-        self.obs = _join_obs(self._sources)
+        joined = join_genes(self._sources, join, genes)
+        self.var_names, self._gene_notes = joined
+        self._store = JoinedRows(self._sources, self.var_names)
+        self.obs = self._all_obs = join_obs(self._sources)
         self.rows = np.arange(len(self.obs), dtype=np.int64)
         self.name = " + ".join(s.name for s in self._sources[:3])
         self.name += f" + {len(parts) - 3} more" if len(parts) > 3 else ""
@@ -103,6 +114,22 @@ class Atlas:
         whole = len(self._sources) == 1 and np.array_equal(self.rows, np.arange(matrix.shape[0]))
         return matrix.csr if whole and isinstance(matrix, MemoryMatrix) else None
 
+    @property
+    def store(self) -> JoinedRows:
+        """Where the rows lie; ``rows`` says which of them are cells of this atlas."""
+        return self._store
+
+    @property
+    def mean_entries(self) -> float:
+        """Stored entries of an average cell."""
+        return self._store.mean_entries
+
+    def check_in_memory(self) -> None:
+        """Refuse values in memory that are not of this kind; those of files are checked as they are read."""
+        matrix = self._store.in_memory
+        if matrix is not None:
+            check_block(matrix.data, self.expression, "the atlas")
+
     def __len__(self) -> int:
         return self.n_obs
 
@@ -112,28 +139,7 @@ class Atlas:
 
     def read(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Cells by their position in this atlas, in the order given, as float32 CSR [len(rows), n_vars]."""
-        wanted = self.rows[np.asarray(rows, dtype=np.int64)]
-        owner = np.searchsorted(self._starts, wanted, side="right") - 1
-        pieces, places = [], []
-        for number in np.unique(owner):
-            here = np.flatnonzero(owner == number)
-            pieces.append(self._read_source(int(number), wanted[here] - self._starts[number]))
-            places.append(here)
-        if not pieces:
-            return sparse.csr_matrix((0, self.n_vars), dtype=np.float32)
-        if len(pieces) == 1:
-            return pieces[0]
-        order = np.argsort(np.concatenate(places), kind="stable")
-        return sparse.vstack(pieces, format="csr")[order]
-
-    def _read_source(self, number: int, rows: np.ndarray) -> sparse.csr_matrix:
-        source, columns = self._sources[number], self._columns[number]
-        block = rows_of(source.matrix, rows)
-        check_block(block.data, self.expression, source.matrix.place)
-        if columns is None:
-            return block
-        # Placing columns by a selection matrix keeps the block sparse and handles absent genes.
-        return sparse.csr_matrix(block @ columns)
+        return self._store.read(self.rows[np.asarray(rows, dtype=np.int64)])
 
     def blocks(self, size: int = 4_096) -> Iterator[tuple[np.ndarray, sparse.csr_matrix]]:
         """The atlas in order, ``size`` cells at a time: positions and their CSR block."""
@@ -144,12 +150,11 @@ class Atlas:
     def notes(self) -> list[str]:
         """What a user should know of how the atlas was read, in sentences."""
         said = [f"read {self.layer} of {self._sources[0].name} as {self.expression}"]
-        union = pd.Index(np.concatenate([s.var_names.astype(str) for s in self._sources])).unique()
-        if len(union) > self.n_vars:
-            said.append(
-                f"{len(self._sources)} files share {self.n_vars:,} genes; "
-                f"{len(union) - self.n_vars:,} others are left out, also of the totals of cells"
-            )
+        said += self._gene_notes
+        said += [note for source in self._sources for note in source.notes]
+        for source in self._sources:
+            if (why := getattr(source.matrix, "why_indirect", None)) is not None:
+                said.append(f"{source.matrix.place} is read slowly, by one thread: {why}")
         if not self.obs.index.is_unique:
             said.append("cell names repeat; call obs_names_make_unique() for a split that can be saved")
         block = self.read(np.arange(min(self.n_obs, 512)))
@@ -168,19 +173,24 @@ class Atlas:
         other.obs = self.obs.iloc[positions]
         return other
 
+    def whole(self) -> Atlas:
+        """All cells of the files, of which ``subset`` may have taken a part."""
+        other = self.subset(np.arange(0))
+        other.rows, other.obs = np.arange(len(self._store), dtype=np.int64), self._all_obs
+        return other
+
     def within_memory(self, limit: int = 1 << 30) -> Atlas:
         """The same cells, held in memory if that takes at most ``limit`` bytes; else the atlas as it is."""
         if self.in_memory is not None:
             return self
-        share = self.n_obs / max(len(self._starts) and int(self._starts[-1]), 1)
-        if share * sum(source.matrix.nbytes for source in self._sources) > limit:
+        if self.n_obs * 8 * self.mean_entries > limit:
             return self
         csr = sparse.vstack([block for _, block in self.blocks()], format="csr")
         matrix = MemoryMatrix(csr, f"{self.name}: {self.layer}")
         other = self.subset(np.arange(self.n_obs))
         other._sources = [Source(self.name, self.obs, self.var_names, matrix, self.layer, self.expression)]
-        other._columns, other._starts = [None], np.array([0, self.n_obs])
-        other.rows = np.arange(self.n_obs, dtype=np.int64)
+        other._store = JoinedRows(other._sources, self.var_names)
+        other.rows, other._all_obs = np.arange(self.n_obs, dtype=np.int64), self.obs
         return other
 
     def column(self, key: str) -> pd.Series:
@@ -261,42 +271,3 @@ def _parts(source: Any) -> list[Any]:
         if inside and path.suffix not in _SUFFIXES:
             return list(inside)
     return [source]
-
-
-def _join_genes(sources: list[Source], join: str) -> pd.Index:
-    names = sources[0].var_names.astype(str)
-    for other in sources[1:]:
-        other_names = other.var_names.astype(str)
-        names = (
-            names[names.isin(other_names)] if join == "inner" else names.append(other_names.difference(names))
-        )
-    if not len(names):
-        raise InputError(
-            f"the {len(sources)} sources have zero genes in common; "
-            "are some named by symbol and some by Ensembl id?"
-        )
-    return names
-
-
-def _columns(own: pd.Index, joined: pd.Index) -> sparse.csr_matrix | None:
-    """Selection matrix [own genes, joined genes], or None where the two are the same list."""
-    if own.astype(str).equals(joined):
-        return None
-    target = joined.get_indexer(own.astype(str))
-    kept = np.flatnonzero(target >= 0)
-    ones = np.ones(len(kept), dtype=np.float32)
-    return sparse.csr_matrix((ones, (kept, target[kept])), shape=(len(own), len(joined)))
-
-
-def _join_obs(sources: list[Source]) -> pd.DataFrame:
-    if len(sources) == 1:
-        return sources[0].obs
-    frames = []
-    for number, source in enumerate(sources):
-        frame = source.obs.copy()
-        for key in frame.select_dtypes("category"):
-            frame[key] = frame[key].astype(object)
-        key = "source" if not any("source" in s.obs for s in sources) else "atlas_source"
-        frame[key] = f"{number}:{source.name}"
-        frames.append(frame)
-    return pd.concat(frames, join="outer")

@@ -57,6 +57,26 @@ def look(matrix: RowMatrix) -> Values:
     return _combine([values_of(matrix.read(start, start + size).data) for start in starts])
 
 
+class Faults(NamedTuple):
+    """First row with a value of each kind, as `scdd._csr` reports them while it reads; -1 for none."""
+
+    nan: int = -1
+    infinite: int = -1
+    negative: int = -1
+    fractional: int = -1
+
+    def merge(self, other: Faults) -> Faults:
+        """The first rows of both."""
+        pairs = zip(self, other, strict=True)
+        return Faults(*(max(pair) if min(pair) < 0 else min(pair) for pair in pairs))
+
+    def of(self, expression: str) -> int | None:
+        """The first row whose values cannot be of this kind."""
+        found = [self.nan, self.infinite, self.negative]
+        found += [self.fractional] if expression == "counts" else []
+        return min((row for row in found if row >= 0), default=None)
+
+
 def values_of(data: np.ndarray) -> Values:
     """Inspect stored values."""
     if not len(data):
@@ -75,8 +95,17 @@ def _combine(seen: list[Values]) -> Values:
     )
 
 
+def check_faults(faults: Faults, expression: str, matrix: RowMatrix) -> None:
+    """Refuse values that cannot be of the stated kind; called on all that is read."""
+    row = faults.of(expression)
+    if row is not None:
+        place = f"{matrix.place}, row {row},"
+        check_block(matrix.read(row, row + 1).data, expression, place)
+        raise InputError(f"{place} changed while it was read; open the atlas again")
+
+
 def check_block(data: np.ndarray, expression: str, place: str) -> None:
-    """Refuse values that cannot be of the stated kind; called on every block that is read."""
+    """Refuse values that cannot be of the stated kind."""
     seen = values_of(data)
     if not seen.finite or seen.negative or (expression == "counts" and not seen.integer):
         raise InputError(f"{place} {seen.describe()}, not {expression}; {remedy(seen, expression)}")

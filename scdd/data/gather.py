@@ -1,17 +1,39 @@
-"""Rows of a CSR matrix to a batch over chosen genes: the Python side of `scdd._csr`."""
+"""Rows to a batch over chosen genes: the Python side of `scdd._csr`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy import sparse
 
-from scdd._csr import gather_csr, gather_dense, row_totals
+from scdd import _csr
+from scdd.data.buffers import BufferPool
+from scdd.errors import InputError
 
 _VALUE_TYPES = ("float32", "float64", "int32", "int64", "uint16", "uint8")
 _INDEX_TYPES = ("int32", "int64", "uint16")
+
+# Stored type of each output type; NumPy has no bfloat16, so its bits travel as uint16.
+OUTPUT_TYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+
+
+class Rows(Protocol):
+    """What batches are gathered from: arrays in memory, a shuffle window or a packed cache."""
+
+    def gather_dense(
+        self, rows: np.ndarray, column_of_gene: np.ndarray, out: np.ndarray, **how: Any
+    ) -> np.ndarray:
+        """Fill ``out`` and return the totals of the rows."""
+
+    def gather_csr(self, rows: np.ndarray, column_of_gene: np.ndarray | None, **how: Any) -> tuple:
+        """data, indices, indptr and totals of the rows."""
+
+    def gather_tokens(
+        self, rows: np.ndarray, token_of_gene: np.ndarray, gene_scale: Any, **how: Any
+    ) -> tuple:
+        """genes, values, coordinates, cu_seqlens and totals of the rows."""
 
 
 class Arrays(NamedTuple):
@@ -28,7 +50,36 @@ class Arrays(NamedTuple):
         indices = (
             matrix.indices if matrix.indices.dtype.name in _INDEX_TYPES else matrix.indices.astype(np.int64)
         )
-        return cls(np.ascontiguousarray(data), np.ascontiguousarray(indices), matrix.indptr.astype(np.int64))
+        pointers = matrix.indptr.astype(np.int64)
+        return cls(np.ascontiguousarray(data), np.ascontiguousarray(indices), pointers)
+
+
+class MatrixRows(NamedTuple):
+    """A CSR matrix in memory as something that batches are gathered from."""
+
+    arrays: Arrays
+    n_vars: int
+
+    @classmethod
+    def of(cls, matrix: sparse.csr_matrix) -> MatrixRows:
+        """Take the arrays of a matrix; copy only those that must be cast."""
+        return cls(Arrays.of(matrix), matrix.shape[1])
+
+    def gather_dense(
+        self, rows: np.ndarray, column_of_gene: np.ndarray, out: np.ndarray, **how: Any
+    ) -> np.ndarray:
+        """Fill ``out`` and return the totals of the rows."""
+        return _csr.gather_dense(*self.arrays, rows, column_of_gene, out, **how)
+
+    def gather_csr(self, rows: np.ndarray, column_of_gene: np.ndarray | None, **how: Any) -> tuple:
+        """data, indices, indptr and totals of the rows."""
+        return _csr.gather_csr(*self.arrays, rows, column_of_gene, n_vars=self.n_vars, **how)
+
+    def gather_tokens(
+        self, rows: np.ndarray, token_of_gene: np.ndarray, gene_scale: Any, **how: Any
+    ) -> tuple:
+        """genes, values, coordinates, cu_seqlens and totals of the rows."""
+        return _csr.gather_tokens(*self.arrays, rows, token_of_gene, gene_scale, **how)
 
 
 @dataclass(frozen=True)
@@ -51,11 +102,18 @@ class GeneTransform:
     mean: np.ndarray | None = None
     inverse_std: np.ndarray | None = None
 
-    def dense(self, arrays: Arrays, rows: np.ndarray, *, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        """Float32 [len(rows), G], and each row's total over all genes, float64."""
-        out = np.empty((len(rows), self.n_columns), dtype=np.float32)
-        totals = gather_dense(
-            *arrays,
+    def dense(
+        self,
+        source: Rows,
+        rows: np.ndarray,
+        *,
+        threads: int = 1,
+        dtype: str = "float32",
+        pool: BufferPool | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """[len(rows), G] of ``dtype`` (bfloat16 as its bits, uint16), and each row's total, float64."""
+        out = (pool or BufferPool()).take((len(rows), self.n_columns), OUTPUT_TYPES[dtype])
+        totals = source.gather_dense(
             rows,
             self.column_of_gene,
             out,
@@ -63,29 +121,64 @@ class GeneTransform:
             log1p=self.log1p,
             mean=self.mean,
             inverse_std=self.inverse_std,
+            bfloat16=dtype == "bfloat16",
             threads=threads,
         )
         return out, totals
 
-    def stored(self, arrays: Arrays, rows: np.ndarray, *, threads: int = 1) -> np.ndarray:
+    def stored(self, source: Rows, rows: np.ndarray, *, threads: int = 1) -> np.ndarray:
         """Return the stored values themselves, float32 [len(rows), G]."""
-        return GeneTransform(self.column_of_gene, self.n_columns, 0.0, log1p=False).dense(
-            arrays, rows, threads=threads
-        )[0]
+        plain = GeneTransform(self.column_of_gene, self.n_columns, 0.0, log1p=False)
+        return plain.dense(source, rows, threads=threads)[0]
 
     def csr(
-        self, arrays: Arrays, rows: np.ndarray, *, threads: int = 1
-    ) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """Do what ``dense`` does, without standardisation: a sorted CSR matrix without duplicates."""
-        data, indices, indptr = gather_csr(*arrays, rows, self.column_of_gene, threads=threads)
-        if indptr[-1] <= np.iinfo(np.int32).max:
-            indptr = indptr.astype(np.int32)  # or scipy would widen the indices
-        x = sparse.csr_matrix((data, indices, indptr), shape=(len(rows), self.n_columns))
-        x.sum_duplicates()  # before log1p, which is not linear
-        totals = row_totals(arrays.data, arrays.indptr, rows)
-        if self.target_sum:
-            scale = np.divide(self.target_sum, totals, out=np.zeros_like(totals), where=totals != 0)
-            x.data *= np.repeat(scale.astype(np.float32), np.diff(x.indptr))
-        if self.log1p:
-            np.log1p(x.data, out=x.data)
-        return x, totals
+        self,
+        source: Rows,
+        rows: np.ndarray,
+        *,
+        threads: int = 1,
+        pool: BufferPool | None = None,
+        room: int = 0,
+    ) -> CsrRows:
+        """Do what ``dense`` does, without standardisation: sorted CSR arrays without duplicates.
+
+        ``room`` entries are taken from the pool beforehand; if they are too few, memory is taken afresh.
+        """
+        buffers = {}
+        if pool is not None and room:
+            buffers = {
+                "data_buffer": pool.take((room,), np.float32),
+                "indices_buffer": pool.take((room,), np.int32),
+            }
+        columns = None if self.keeps_all else self.column_of_gene
+        how = {"target_sum": self.target_sum, "log1p": self.log1p, "threads": threads}
+        data, indices, indptr, totals = source.gather_csr(rows, columns, **how, **buffers)
+        return CsrRows(data, indices, indptr, totals, self.n_columns)
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every gene stays where it is."""
+        n = self.n_columns
+        return len(self.column_of_gene) == n and bool((self.column_of_gene == np.arange(n)).all())
+
+
+class CsrRows(NamedTuple):
+    """CSR arrays of some rows, and the rows' totals."""
+
+    data: np.ndarray
+    indices: np.ndarray
+    indptr: np.ndarray
+    totals: np.ndarray
+    n_columns: int
+
+    def matrix(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Rows ``start:stop``; shares the arrays."""
+        begin, end = int(self.indptr[start]), int(self.indptr[stop])
+        if end - begin > np.iinfo(np.int32).max:
+            raise InputError(f"a batch of {stop - start} cells has over 2^31 entries; lower batch_size=")
+        indptr = (self.indptr[start : stop + 1] - begin).astype(np.int32)
+        parts = (self.data[begin:end], self.indices[begin:end], indptr)
+        matrix = sparse.csr_matrix(parts, shape=(stop - start, self.n_columns), copy=False)
+        # Known, and so need not be found out again by looking at every entry.
+        matrix.has_sorted_indices = matrix.has_canonical_format = True
+        return matrix

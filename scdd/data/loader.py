@@ -2,53 +2,35 @@
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scdd.data.expression import check_block
-from scdd.data.gather import Arrays
+from scdd import _csr
+from scdd.data.ahead import ahead
+from scdd.data.batch import BatchMaker, Span
+from scdd.data.buffers import BufferPool
+from scdd.data.epoch import Epoch, Schedule
+from scdd.data.gather import OUTPUT_TYPES, Rows
 from scdd.data.selection import checked_rows, gene_transform, label_codes
-from scdd.data.shuffle import EpochOrder
+from scdd.data.stored import default_threads
+from scdd.data.tokens import MAX_GENES, TokenTransform
+from scdd.data.vocabulary import GeneVocabulary
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import pandas as pd
-    from scipy import sparse
 
     from scdd.data.atlas import Atlas
+    from scdd.data.plan import LoaderPlan
     from scdd.data.preprocess import Preprocessor
 
-
-class CellBatch(NamedTuple):
-    """Some cells; every array is the batch's own and is never written again.
-
-    Attributes
-    ----------
-    x : float32 [B, G], dense or ``csr_matrix``
-    row_ids : int64 [B], positions in the atlas
-    codes : int64 [B] for each label, into ``CellLoader.categories``; -1 where the label is missing
-    totals : float64 [B], sum of each cell's stored values over all genes of the atlas
-    counts : float32 [B, G], dense stored values before normalisation, or None if not asked for
-    """
-
-    x: np.ndarray | sparse.csr_matrix
-    row_ids: np.ndarray
-    codes: dict[str, np.ndarray]
-    totals: np.ndarray
-    counts: np.ndarray | None = None
-
-
-class Window(NamedTuple):
-    """Rows held at once: ``row_ids`` in the order of delivery, and their ``places`` in ``arrays``."""
-
-    row_ids: np.ndarray
-    arrays: Arrays
-    places: np.ndarray
+_BAD_MIXING = 2.0
 
 
 class CellLoader:
@@ -57,9 +39,11 @@ class CellLoader:
     ``x = log1p(target_sum * counts / total)`` over chosen genes, with totals over *all* genes; then
     ``(x - mean) / std`` with ``standardise``. Data that is log1p already is passed through.
 
-    An atlas in memory is shuffled fully. One on disk is shuffled by blocks of ``block_size`` consecutive
-    rows within a window of ``window`` rows; a thread reads the next window while the present one is used.
-    The order depends on ``seed``, the epoch, the number of rows and these sizes, and on nothing else.
+    An atlas in memory, or one with a packed ``cache``, is shuffled fully. Any other is shuffled by blocks of
+    consecutive rows within a window; `plan` says how well that mixes. C++ threads read the next window while
+    the present one is cut into batches, and up to ``preload`` batches are ready before they are asked for.
+    The order depends on ``seed``, the epoch, the data and the sizes of batch, block and window, and on
+    nothing else.
 
     Parameters
     ----------
@@ -68,19 +52,37 @@ class CellLoader:
     rows : positions (int) or mask (bool) of the cells to use; all by default
     genes : names of the genes wanted, in the order wanted; all of the atlas by default
     preprocessor : chosen genes and their scale, in place of ``genes``
-    output : ``"dense"`` or ``"csr"`` (sorted, without duplicates)
+    output : ``"dense"``, ``"csr"`` (sorted, without duplicates) or ``"tokens"`` (`TokenBatch`, for
+        DualStream)
+    vocabulary, max_genes : of tokens: their genes and scale (by default those of the atlas, unscaled), and
+        how many of a cell's highest ranked genes are kept
+    dtype : of dense batches: ``"float32"``, ``"float16"`` or ``"bfloat16"`` (a tensor)
     normalise, standardise : see above; ``standardise`` needs a fitted preprocessor
     labels : columns of ``obs`` to deliver as codes; a mapping gives the categories as well, for codes
         that must agree between atlases
-    shuffle, seed, block_size, window : see above
-    drop_last : leave out a last batch that is not full
+    transform : called with each batch, on the thread that made it; what it returns is delivered
+    shuffle, seed : see above
+    sampler : None, ``"balanced"`` (each epoch as many cells of every class of the first label; small classes
+        repeat) or ``"by-class"`` (each batch of one class, every labelled cell once)
+    block_size : cells read as one run; by default as the file's chunks lie
+    window : cells mixed with each other; by default enough for a variance inflation of 1.25, as memory allows
+    memory_limit : bytes for windows and batches together
+    drop_last : leave out a last batch that is not full, and cells that cannot be shared out evenly to ranks
     counts : deliver the unnormalised values too
-    threads : C++ threads a batch; by default up to four
+    preload : batches made ahead of their use; 0 makes them when asked for. By default up to 3 for files, as
+        memory allows, and 0 in memory
+    workers : C++ threads; by default the cores that this process may use
+    rank, world_size : which of how many equal shares to deliver; by default those of ``torch.distributed``
+    cache : None, a folder for a packed copy of the atlas (written if it is missing or stale), or ``"auto"``:
+        the one that lies beside the file, if it is fresh
+    pin_memory : batches in page-locked memory, for copies to a GPU
 
     Raises
     ------
     InputError
         An argument that cannot be used, named with its value and the remedy.
+    DataFileError
+        A file that is damaged or changes while it is read.
     """
 
     def __init__(
@@ -92,68 +94,97 @@ class CellLoader:
         genes: Sequence[str] | pd.Index | None = None,
         preprocessor: Preprocessor | None = None,
         output: str = "dense",
+        dtype: str = "float32",
         normalise: bool = True,
         standardise: bool = False,
         labels: Sequence[str] | Mapping[str, Sequence[str]] = (),
+        transform: Callable[[Any], Any] | None = None,
         shuffle: bool = True,
         seed: int = 0,
-        block_size: int = 32,
-        window: int = 16_384,
+        sampler: str | None = None,
+        block_size: int | None = None,
+        window: int | None = None,
+        memory_limit: int = 1 << 30,
         drop_last: bool = False,
         counts: bool = False,
-        threads: int | None = None,
+        preload: int | None = None,
+        workers: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        cache: str | Path | None = None,
+        pin_memory: bool = False,
+        vocabulary: GeneVocabulary | None = None,
+        max_genes: int = MAX_GENES,
     ) -> None:
-        self.threads = min(4, os.cpu_count() or 1) if threads is None else threads
-        sizes = {
-            "batch_size": batch_size,
-            "block_size": block_size,
-            "window": window,
-            "threads": self.threads,
-        }
-        for name, value in sizes.items():
-            if value < 1:
-                raise InputError(f"{name}={value} must be at least 1")
-        if seed < 0:
-            raise InputError(f"seed={seed} must not be negative")
-        if output not in ("dense", "csr"):
-            raise InputError(f"output={output!r}; choose 'dense' or 'csr'")
-        if output == "csr" and standardise:
-            raise InputError("standardise=True leaves no zeros; pass output='dense'")
-        if counts and atlas.expression == "log1p":
-            raise InputError("counts=True, but the atlas holds log1p values; point it to a layer of counts")
-        self.atlas, self.output, self.counts = atlas, output, counts
-        self.drop_last = drop_last
+        self.workers = default_threads() if workers is None else workers
+        rank, world_size = _place_among_ranks(rank, world_size)
+        _check_sizes(batch_size=batch_size, block_size=block_size, window=window, workers=self.workers)
+        _check_choices(
+            output, dtype, seed, standardise=standardise, counts=counts, expression=atlas.expression
+        )
+        self.atlas, self.output, self.drop_last = atlas, output, drop_last
+        self._finish = transform
         self.transform = gene_transform(
             atlas, genes, preprocessor, normalise=normalise, standardise=standardise
         )
+        self.tokens = None
+        if output == "tokens":
+            names = vocabulary or GeneVocabulary.unscaled(atlas.var_names if genes is None else genes)
+            self.tokens = TokenTransform.of(names, atlas, max_genes=max_genes)
         self.codes, self.categories = label_codes(atlas, labels)
-        matrix = atlas.in_memory
-        if matrix is not None:  # what is read from files is checked block by block
-            check_block(matrix.data, atlas.expression, "the atlas")
-        self._in_memory = None if matrix is None else Arrays.of(matrix)
-        self._rows = checked_rows(rows, atlas.n_obs)
-        if shuffle:
-            self._rows = np.sort(self._rows)  # so that a block is a run of the file
-        self._order = EpochOrder(
-            n_rows=len(self._rows),
+        self._cache = cache
+        self._direct = _random_access(atlas, cache)
+        self._schedule = Schedule.of(
+            atlas,
+            checked_rows(rows, atlas.n_obs),
+            transform=self.transform,
+            output=output,
+            dtype=dtype,
+            counts=counts,
             batch_size=batch_size,
-            block_size=1 if self._in_memory is not None else block_size,
+            block_size=block_size,
             window=window,
-            seed=seed,
-            epoch=0,
+            memory_limit=memory_limit,
+            preload=preload,
+            workers=self.workers,
             shuffle=shuffle,
+            seed=seed,
+            sampler=sampler,
+            codes=next(iter(self.codes.values()), None),
+            random_access=self._direct is not None,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
         )
+        self.preload = self._schedule.preload
+        self._maker = BatchMaker(
+            self.transform,
+            output,
+            dtype,
+            counts,
+            self.codes,
+            self.workers,
+            BufferPool(pinned=pin_memory, kept=2 * self.preload + 8),
+            atlas.mean_entries,
+            self.tokens,
+        )
+        self._segments = _csr.SegmentPool()
+        self._epoch = self._schedule.epoch(0)
         self._batch = self._resume_at = 0
+        self._warn_of_bad_mixing()
 
     def __len__(self) -> int:
         """Batches of one epoch."""
-        size = self._order.batch_size
-        return self._order.n_rows // size if self.drop_last else -(-self._order.n_rows // size)
+        return self._epoch.n_batches
+
+    def plan(self) -> LoaderPlan:
+        """How rows are read, how much memory that takes and how well batches are mixed."""
+        return self._schedule.plan()
 
     @property
     def epoch(self) -> int:
         """The epoch that the next iteration is of; goes up by itself at the end of each."""
-        return self._order.epoch
+        return self._epoch.number
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of ``epoch``; a position just loaded for this epoch is kept."""
@@ -164,11 +195,11 @@ class CellLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the loader is: the batch after the last one delivered comes next. JSON-able."""
-        return {"epoch": self.epoch, "batch": self._batch, "order": self._order_settings()}
+        return {"epoch": self.epoch, "batch": self._batch, "order": self._schedule.settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``state_dict`` was taken; refuses a state of another order."""
-        for name, value in self._order_settings().items():
+        for name, value in self._schedule.settings().items():
             if state["order"].get(name) != value:
                 raise InputError(
                     f"the saved loader had {name}={state['order'].get(name)}, this one has {name}={value}; "
@@ -179,60 +210,119 @@ class CellLoader:
         finished = batch >= len(self)
         self._start_epoch(epoch + finished, 0 if finished else batch)
 
-    def __iter__(self) -> Iterator[CellBatch]:
+    def __iter__(self) -> Iterator[Any]:
         start, self._resume_at = self._resume_at, 0
         self._batch = start
-        return self._batches(self._order, start)
+        return self._deliver(self._epoch, start)
 
     def _start_epoch(self, epoch: int, batch: int) -> None:
-        self._order = self._order._replace(epoch=epoch)
+        self._epoch = self._schedule.epoch(epoch)
         self._batch = self._resume_at = batch
 
-    def _order_settings(self) -> dict[str, Any]:
-        return {k: v for k, v in self._order._asdict().items() if k != "epoch"} | {
-            "drop_last": self.drop_last
-        }
-
-    def _batches(self, order: EpochOrder, start: int) -> Iterator[CellBatch]:
-        size = order.batch_size
-        first_window, skipped = divmod(start, order.batches_per_window)
-        for window in self._windows(order.windows(first_window)):
-            for begin in range(skipped * size, len(window.row_ids), size):
-                if self.drop_last and begin + size > len(window.row_ids):
-                    break
-                batch = self._make(window, slice(begin, begin + size))
+    def _deliver(self, epoch: Epoch, start: int) -> Iterator[Any]:
+        cancel = _csr.Cancel()
+        batches = ahead(self._batches(epoch, start, cancel), self.preload, stop=cancel.request)
+        try:
+            for batch in batches:
                 start += 1
                 self._batch = start
                 yield batch
-            skipped = 0
-        self._start_epoch(order.epoch + 1, 0)
+        finally:
+            batches.close()
+        self._start_epoch(epoch.number + 1, 0)
 
-    def _windows(self, positions: Iterator[np.ndarray]) -> Iterator[Window]:
-        """Windows with their values, one read ahead. Leaving this generator, however, joins the thread."""
-        with ThreadPoolExecutor(1, thread_name_prefix="scdd-loader") as reader:
-            ahead = reader.submit(self._read, positions)
-            while (window := ahead.result()) is not None:
-                ahead = reader.submit(self._read, positions)
-                yield window
+    def _batches(self, epoch: Epoch, start: int, cancel: _csr.Cancel) -> Iterator[Any]:
+        number, skipped = epoch.locate(start)
+        # One span is read while the one before it is cut up; what lies in memory need not be read.
+        read_ahead = 0 if self._direct is not None else 1
+        spans = ahead(self._spans(epoch, number, cancel), read_ahead, stop=cancel.request)
+        try:
+            for span in spans:
+                for batch in self._maker.batches(span, skipped):
+                    yield batch if self._finish is None else self._finish(batch)
+                skipped = 0
+                del span  # or its window would live until the next one is there
+        finally:
+            spans.close()
 
-    def _read(self, positions: Iterator[np.ndarray]) -> Window | None:
-        wanted = next(positions, None)
-        if wanted is None:
-            return None
-        row_ids = self._rows[wanted]
-        if self._in_memory is not None:
-            return Window(row_ids, self._in_memory, row_ids)
-        # Ascending and each once: what a file is read best by.
-        distinct, places = np.unique(row_ids, return_inverse=True)
-        return Window(row_ids, Arrays.of(self.atlas.read(distinct)), places.astype(np.int64))
+    def _spans(self, epoch: Epoch, number: int, cancel: _csr.Cancel) -> Iterator[Span]:
+        for row_ids, bounds in epoch.windows(number):
+            wanted = self.atlas.rows[row_ids]
+            if self._direct is not None:
+                yield Span(self._direct, wanted, row_ids, bounds)
+                continue
+            # Ascending and each once: what a file is read best by.
+            distinct, places = np.unique(wanted, return_inverse=True)
+            window = self.atlas.store.window(
+                distinct, pool=self._segments, threads=self.workers, cancel=cancel
+            )
+            yield Span(window, places.astype(np.int64), row_ids, bounds)
+            del window
 
-    def _make(self, window: Window, part: slice) -> CellBatch:
-        rows, row_ids = window.places[part], window.row_ids[part].copy()
-        if self.output == "dense":
-            x, totals = self.transform.dense(window.arrays, rows, threads=self.threads)
-        else:
-            x, totals = self.transform.csr(window.arrays, rows, threads=self.threads)
-        counts = self.transform.stored(window.arrays, rows, threads=self.threads) if self.counts else None
-        return CellBatch(
-            x, row_ids, {name: codes[row_ids] for name, codes in self.codes.items()}, totals, counts
-        )
+    def _warn_of_bad_mixing(self) -> None:
+        plan = self._schedule.plan()
+        if plan.variance_inflation > _BAD_MIXING:
+            warnings.warn(
+                f"batches are mixed badly: if the file is sorted, label shares vary up to "
+                f"{plan.variance_inflation:.1f} times as much as in batches of random cells ({plan}); raise "
+                "memory_limit= or window=, lower batch_size=, or pass cache= for a fully random order",
+                stacklevel=3,
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_segments": None, "_direct": None, "_maker": self._maker.without_buffers()}
+        return self.__dict__ | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._segments = _csr.SegmentPool()
+        self._direct = _random_access(self.atlas, self._cache)
+
+
+def _random_access(atlas: Atlas, cache: str | Path | None) -> Rows | None:
+    """What can be gathered from row by row, in any order, at no cost: arrays in memory or a packed cache."""
+    direct = atlas.store.random_access
+    if direct is not None or cache is None:
+        atlas.check_in_memory()
+        return direct
+    from scdd.data.packed_cache import packed_cache
+
+    packed = packed_cache(atlas, cache)
+    return None if packed is None else packed.source
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
+
+
+def _check_choices(
+    output: str, dtype: str, seed: int, *, standardise: bool, counts: bool, expression: str
+) -> None:
+    if seed < 0:
+        raise InputError(f"seed={seed} must not be negative")
+    if output not in ("dense", "csr", "tokens"):
+        raise InputError(f"output={output!r}; choose 'dense', 'csr' or 'tokens'")
+    if dtype not in OUTPUT_TYPES:
+        raise InputError(f"dtype={dtype!r}; choose {', '.join(OUTPUT_TYPES)}")
+    if output != "dense" and (standardise or dtype != "float32"):
+        named = "standardise=True leaves no zeros" if standardise else f"dtype={dtype!r} is for dense batches"
+        raise InputError(f"{named}; pass output='dense'")
+    if counts and expression == "log1p":
+        raise InputError("counts=True, but the atlas holds log1p values; point it to a layer of counts")
+
+
+def _place_among_ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise InputError(f"rank={rank}, world_size={world_size}; pass both or neither")
+    if rank is None or world_size is None:
+        # Only asked where somebody has imported it: a loader alone needs no torch.
+        torch = sys.modules.get("torch")
+        group = getattr(torch, "distributed", None)
+        if group is None or not group.is_available() or not group.is_initialized():
+            return 0, 1
+        return int(group.get_rank()), int(group.get_world_size())
+    if not 0 <= rank < world_size:
+        raise InputError(f"rank={rank} must lie in 0..world_size-1, and world_size is {world_size}")
+    return rank, world_size

@@ -2,29 +2,117 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy import sparse
 
+from scdd import _csr
+from scdd.data.expression import Faults, values_of
+from scdd.data.stored import StoredCsr, runs
 from scdd.errors import DataFileError, InputError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+# Rows that a library reads at a time: it cannot be interrupted in between.
+_ROWS = 4_096
 
 
 class RowMatrix(Protocol):
-    """What an atlas needs of a matrix: its shape, its size as float32 CSR, and runs of rows."""
+    """What an atlas needs of a matrix.
+
+    Attributes
+    ----------
+    shape : cells, genes
+    place : file and matrix, for messages
+    nbytes : size as float32 CSR
+    chunk_rows : rows at which a unit of reading begins, ascending; None where any run of rows is one
+    decodes_whole_chunks : whether the last row of a run costs the whole unit that it ends in
+    chunk_bytes, n_chunks : decoded size of the largest unit; number of units that a table is held of
+    """
 
     shape: tuple[int, int]
     place: str
     nbytes: int
 
+    @property
+    def chunk_rows(self) -> np.ndarray | None:
+        """See above."""
+
+    @property
+    def decodes_whole_chunks(self) -> bool:
+        """See above."""
+
+    @property
+    def chunk_bytes(self) -> int:
+        """See above."""
+
+    @property
+    def n_chunks(self) -> int:
+        """See above."""
+
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows ``start:stop``."""
 
+    def rows(self, rows: np.ndarray, *, threads: int | None = None) -> tuple[sparse.csr_matrix, Faults]:
+        """Rows by number, ascending and each once; and what is wrong with their values."""
 
-class MemoryMatrix:
+    def fill(
+        self,
+        window: _csr.Window,
+        rows: np.ndarray,
+        slots: np.ndarray,
+        *,
+        column_of_gene: np.ndarray | None = None,
+        threads: int = 1,
+        cancel: _csr.Cancel | None = None,
+    ) -> Faults:
+        """Put rows (ascending, each once) into slots of a window."""
+
+
+class BlockMatrix:
+    """A matrix that gives runs of rows as CSR; the rest follows from that."""
+
+    shape: tuple[int, int]
+    place: str
+    chunk_rows: np.ndarray | None = None
+    decodes_whole_chunks = False
+    chunk_bytes = n_chunks = 0
+
+    def read(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Rows ``start:stop``."""
+        raise NotImplementedError
+
+    def rows(self, rows: np.ndarray, *, threads: int | None = None) -> tuple[sparse.csr_matrix, Faults]:
+        """Rows by number, ascending and each once; and what is wrong with their values."""
+        pieces = [self.read(int(rows[first]), int(rows[last]) + 1) for first, last in runs(rows)]
+        empty = sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)
+        matrix = pieces[0] if len(pieces) == 1 else sparse.vstack([empty, *pieces], format="csr")
+        return matrix, _faults_of(matrix, rows)
+
+    def fill(
+        self,
+        window: _csr.Window,
+        rows: np.ndarray,
+        slots: np.ndarray,
+        *,
+        column_of_gene: np.ndarray | None = None,
+        threads: int = 1,
+        cancel: _csr.Cancel | None = None,
+    ) -> Faults:
+        """Put rows (ascending, each once) into slots of a window."""
+        found = Faults()
+        for start in range(0, len(rows), _ROWS):
+            if cancel is not None and cancel.requested:
+                raise _csr.Cancelled
+            part = slice(start, start + _ROWS)
+            matrix, faults = self.rows(rows[part])
+            numbers = np.arange(matrix.shape[0], dtype=np.int64)
+            arrays = (matrix.data, matrix.indices, matrix.indptr.astype(np.int64), numbers, slots[part])
+            window.put_rows(*arrays, column_of_gene, n_vars=self.shape[1])
+            found = found.merge(faults)
+        return found
+
+
+class MemoryMatrix(BlockMatrix):
     """A matrix that is in memory already; dense and CSC are converted to CSR once."""
 
     def __init__(self, values: Any, place: str):
@@ -37,49 +125,13 @@ class MemoryMatrix:
         """Rows ``start:stop``."""
         return self.csr[start:stop]
 
-
-class StoredCsr:
-    """A CSR matrix in an open h5ad or zarr group; only ``indptr`` is held in memory."""
-
-    def __init__(self, group: Any, shape: tuple[int, int], place: str):
-        self.shape, self.place = shape, place
-        self._data, self._indices = group["data"], group["indices"]
-        self.indptr = np.asarray(group["indptr"][...]).astype(np.int64)
-        self._check()
-        self.nbytes = 8 * self._data.shape[0]
-
-    def _check(self) -> None:
-        fault = None
-        if len(self.indptr) != self.shape[0] + 1:
-            fault = f"indptr has {len(self.indptr)} entries for {self.shape[0]} rows"
-        elif self.indptr[0] != 0 or np.any(np.diff(self.indptr) < 0):
-            fault = "indptr does not start at 0 or decreases"
-        elif not self.indptr[-1] == self._data.shape[0] == self._indices.shape[0]:
-            stored = f"data holds {self._data.shape[0]}, indices {self._indices.shape[0]}"
-            fault = f"indptr ends at {self.indptr[-1]}, {stored}"
-        if fault:
-            raise DataFileError(f"{self.place} is corrupt: {fault}; write the file again")
-
-    def read(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Rows ``start:stop``."""
-        first, last = self.indptr[start], self.indptr[stop]
-        try:
-            data = np.asarray(self._data[first:last], dtype=np.float32)
-            indices = np.asarray(self._indices[first:last])
-        except (OSError, RuntimeError, ValueError) as error:
-            raise DataFileError(f"{self.place} cannot be read at rows {start}:{stop} ({error})") from error
-        if len(indices) and (indices.min() < 0 or indices.max() >= self.shape[1]):
-            raise DataFileError(
-                f"{self.place} is corrupt: a column index outside 0..{self.shape[1] - 1} "
-                f"in rows {start}:{stop}"
-            )
-        rows = (stop - start, self.shape[1])
-        return sparse.csr_matrix(
-            (data, indices.astype(np.int32), self.indptr[start : stop + 1] - first), shape=rows
-        )
+    def rows(self, rows: np.ndarray, *, threads: int | None = None) -> tuple[sparse.csr_matrix, Faults]:
+        """Rows by number, in any order; and what is wrong with their values."""
+        matrix = self.csr[rows]
+        return matrix, _faults_of(matrix, rows)
 
 
-class StoredDense:
+class StoredDense(BlockMatrix):
     """A dense matrix in an open h5ad or zarr group, made sparse a run of rows at a time."""
 
     def __init__(self, array: Any, place: str):
@@ -102,8 +154,7 @@ def open_matrix(element: Any, place: str) -> RowMatrix:
     """
     encoding = _encoding(element)
     if encoding in ("csr_matrix", "csc_matrix"):
-        rows, columns = element.attrs.get("shape", element.attrs.get("h5sparse_shape"))
-        shape = (int(rows), int(columns))
+        shape = _shape_of(element, place)
         if encoding == "csr_matrix":
             return StoredCsr(element, shape, place)
         parts = (element["data"][...], element["indices"][...], element["indptr"][...])
@@ -113,29 +164,21 @@ def open_matrix(element: Any, place: str) -> RowMatrix:
     raise DataFileError(f"{place} is neither a sparse nor a dense matrix (encoding {encoding!r})")
 
 
-def rows_of(matrix: RowMatrix, rows: np.ndarray) -> sparse.csr_matrix:
-    """The given rows, in the order given. Runs of consecutive rows are read at one go."""
-    if isinstance(matrix, MemoryMatrix):
-        return matrix.csr[rows]
-    order = np.argsort(rows, kind="stable")
-    pieces = [matrix.read(start, stop) for start, stop in _runs(rows[order])]
-    if not pieces:
-        return sparse.csr_matrix((0, matrix.shape[1]), dtype=np.float32)
-    stacked = pieces[0] if len(pieces) == 1 else sparse.vstack(pieces, format="csr")
-    _, position = np.unique(rows, return_inverse=True)
-    if len(rows) == stacked.shape[0] and np.array_equal(position, np.arange(len(rows))):
-        return stacked
-    return stacked[position]
+def _faults_of(matrix: sparse.csr_matrix, rows: np.ndarray) -> Faults:
+    """First row, by its number, of each kind of fault; a quick look says that there is none."""
+    if not len(matrix.data) or (values_of(matrix.data).fits("counts")):
+        return Faults()
+    row = np.repeat(rows, np.diff(matrix.indptr))
+    data = matrix.data
+    kinds = (np.isnan(data), np.isinf(data), data < 0, np.isfinite(data) & (data != np.rint(data)))
+    return Faults(*(int(row[kind].min()) if kind.any() else -1 for kind in kinds))
 
 
-def _runs(ordered: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Half-open runs of consecutive numbers in a sorted array; repeated numbers count once."""
-    distinct = np.unique(ordered)
-    if not len(distinct):
-        return
-    breaks = np.flatnonzero(np.diff(distinct) > 1) + 1
-    for run in np.split(distinct, breaks):
-        yield int(run[0]), int(run[-1]) + 1
+def _shape_of(element: Any, place: str) -> tuple[int, int]:
+    shape = element.attrs.get("shape", element.attrs.get("h5sparse_shape"))
+    if shape is None or len(shape) != 2 or not all(0 <= int(size) < 2**31 for size in shape):
+        raise DataFileError(f"{place} is corrupt: its shape is given as {shape}; write the file again")
+    return int(shape[0]), int(shape[1])
 
 
 def _as_csr(values: Any) -> sparse.csr_matrix:

@@ -121,7 +121,8 @@ class Preprocessor:
         """Fill ``out`` float32 [len(rows), G] from rows of a CSR block in one C++ pass."""
         mean, inverse = (self.mean, 1.0 / self.std) if standardise and self.std is not None else (None, None)
         arrays = (block.data, block.indices, block.indptr.astype(np.int64), rows.astype(np.int64), column)
-        _csr.gather_dense(*arrays, out, None, self.scale_to, self.log1p, mean, inverse, 0.0, 1)
+        how = (None, self.scale_to, self.log1p, mean, inverse)
+        _csr.gather_dense(*arrays, out, *how)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able state without the arrays."""

@@ -1,8 +1,9 @@
-"""The order of an epoch: a pure function of the seed, the epoch and the number of rows."""
+"""The order of an epoch: a pure function of the seed, the epoch, the data and the sizes, never of threads."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import zlib
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,16 +11,20 @@ import numpy as np
 class EpochOrder(NamedTuple):
     """Positions 0..n_rows-1, window by window, in the order in which they are delivered.
 
-    Blocks of ``block_size`` consecutive positions are put in random order; the row of blocks is cut into
-    windows, and positions are shuffled within each window. A disk thus reads runs, while a batch mixes
-    ``window / block_size`` places of the file. ``block_size=1`` is a fully random order. A batch of B
-    cells has a label variance ``1 + (block_size - 1)(B - 1)/(window - 1)`` times that of independent draws
-    if all cells of a block are alike.
+    Blocks of consecutive positions are put in random order; the row of blocks is cut into equal parts for the
+    ranks, each part into windows, and positions are shuffled within each window. A disk thus reads runs,
+    while a batch mixes ``window / block`` places of the file (`variance_inflation`). Blocks of one position
+    and a single window each give a fully random order.
 
     Attributes
     ----------
+    block_size : positions a block, where ``edges`` is None
     window : rows held at once; rounded up to whole batches, so that no batch straddles two windows
     shuffle : whether there is any randomness; else positions come as they are
+    edges : int64 [n_blocks + 1], 0 to n_rows: where blocks begin, e.g. where chunks of a file do
+    rank, world_size : which of how many equal parts this is
+    even : how parts become equally long: ``"drop"`` leaves out up to world_size - 1 positions of the epoch,
+        ``"pad"`` repeats as many
     """
 
     n_rows: int
@@ -29,6 +34,16 @@ class EpochOrder(NamedTuple):
     seed: int
     epoch: int
     shuffle: bool
+    edges: np.ndarray | None = None
+    rank: int = 0
+    world_size: int = 1
+    even: str = "pad"
+
+    @property
+    def n_own(self) -> int:
+        """Positions that this rank delivers."""
+        share = self.n_rows // self.world_size
+        return share if self.even == "drop" else -(-self.n_rows // self.world_size)
 
     @property
     def batches_per_window(self) -> int:
@@ -38,25 +53,34 @@ class EpochOrder(NamedTuple):
     @property
     def n_windows(self) -> int:
         """Number of windows."""
-        return -(-self.n_rows // (self.batches_per_window * self.batch_size))
+        return -(-self.n_own // (self.batches_per_window * self.batch_size))
 
     def windows(self, first: int = 0) -> EpochWindows:
         """Start at window number ``first``."""
         return EpochWindows(self, first)
 
+    def settings(self) -> dict[str, Any]:
+        """What two orders must share to be the same but for the epoch; JSON-able."""
+        edges = None if self.edges is None else zlib.crc32(np.ascontiguousarray(self.edges).tobytes())
+        return self._asdict() | {"edges": edges, "epoch": None, "rank": None}
+
 
 class EpochWindows:
-    """Iterates over windows (int64 positions each); memory is one number a block, plus one window."""
+    """Iterates over windows (int64 positions each); memory is three numbers a block, plus one window."""
 
     def __init__(self, order: EpochOrder, first: int = 0) -> None:
         self._order = order
         self._next = first
-        n_blocks = -(-order.n_rows // order.block_size)
+        edges = order.edges
+        if edges is None:
+            edges = np.append(np.arange(0, order.n_rows, order.block_size, dtype=np.int64), order.n_rows)
+        n_blocks = len(edges) - 1
         # A window has its own stream, so that an epoch can be resumed at any of them.
         blocks = self._random(0).permutation(n_blocks) if order.shuffle else np.arange(n_blocks)
-        self._starts = blocks * order.block_size
-        lengths = np.minimum(order.block_size, order.n_rows - self._starts)
-        self._ends = np.cumsum(lengths)  # where each block ends in the order of the epoch
+        self._starts = edges[blocks]
+        self._ends = np.cumsum(
+            edges[blocks + 1] - self._starts
+        )  # where each block ends in the order of the epoch
 
     def __iter__(self) -> EpochWindows:
         return self
@@ -67,11 +91,27 @@ class EpochWindows:
             raise StopIteration
         self._next += 1
         size = order.batches_per_window * order.batch_size
-        positions = self._span(number * size, min((number + 1) * size, order.n_rows))
+        begin, end = number * size, min((number + 1) * size, order.n_own)
+        offset = order.rank * order.n_own
+        positions = self._wrapped(offset + begin, offset + end)
         return self._random(number + 1).permutation(positions) if order.shuffle else positions
 
     def _random(self, stream: int) -> np.random.Generator:
-        return np.random.default_rng([self._order.seed, self._order.epoch, stream])
+        order = self._order
+        # One rank has the streams it would have alone.
+        key = [order.seed, order.epoch, stream] + ([order.rank] if order.rank and stream else [])
+        return np.random.default_rng(key)
+
+    def _wrapped(self, begin: int, end: int) -> np.ndarray:
+        """Positions ``begin..end`` of the row of blocks; past its end it begins again, to pad the last rank."""
+        n = self._order.n_rows
+        parts = []
+        while begin < end:
+            start = begin % n
+            stop = min(n, start + end - begin)
+            parts.append(self._span(start, stop))
+            begin += stop - start
+        return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
     def _span(self, begin: int, end: int) -> np.ndarray:
         """Positions ``begin..end`` of the row of blocks; blocks at either end may be cut."""
@@ -83,3 +123,17 @@ class EpochWindows:
         )
         cuts = np.concatenate([[begin], ends[:-1], [end]])
         return np.arange(begin, end, dtype=np.int64) + np.repeat(offsets, np.diff(cuts))
+
+
+def variance_inflation(block: float, batch: int, window: int) -> float:
+    """``1 + (b - 1)(B - 1) / (W - 1)``: how much more a batch's label shares vary than those of random cells.
+
+    Holds where all cells of a block are alike, the worst case; a batch must not be larger than the window.
+    """
+    return 1.0 + max(block - 1.0, 0.0) * (batch - 1) / max(window - 1, 1)
+
+
+def mean_block(edges: np.ndarray) -> float:
+    """Size of the block that a random row lies in: ``sum(l^2) / sum(l)`` over block lengths l."""
+    lengths = np.diff(edges).astype(np.float64)
+    return float((lengths**2).sum() / max(lengths.sum(), 1.0))

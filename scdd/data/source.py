@@ -12,6 +12,7 @@ import pandas as pd
 
 from scdd.data.expression import Expression, Values, look, remedy
 from scdd.data.matrix import MemoryMatrix, RowMatrix, open_matrix
+from scdd.data.tenx import find_mtx, is_tenx_h5, read_tenx_h5, read_tenx_mtx
 from scdd.errors import DataFileError, InputError
 
 if TYPE_CHECKING:
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 
     import anndata
 
+    from scdd.data.tenx import Tenx
+
 
 @dataclass(frozen=True)
 class Source:
-    """One opened part of an atlas."""
+    """One opened part of an atlas; ``notes`` are sentences on how it was read."""
 
     name: str
     obs: pd.DataFrame
@@ -30,6 +33,8 @@ class Source:
     matrix: RowMatrix
     layer: str
     expression: Expression
+    notes: tuple[str, ...] = ()
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,11 @@ class Store:
     obs: pd.DataFrame
     layers: dict[str, Callable[[], RowMatrix]]
     var_names: dict[str, pd.Index] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def open_source(source: Any, *, layer: str, expression: str) -> Source:
-    """Open an AnnData, an ``.h5ad`` file or a ``.zarr`` store and choose its expression matrix."""
+    """Open an AnnData, ``.h5ad``, ``.zarr`` or 10x matrix and choose its expression matrix."""
     store = store_of(source)
     if not len(store.obs):
         raise InputError(f"{store.name} is empty: it has no cells")
@@ -57,7 +63,12 @@ def open_source(source: Any, *, layer: str, expression: str) -> Source:
             f"for {len(store.obs)} cells and {len(names)} genes"
         )
     _refuse_duplicates(store.name, names)
-    return Source(store.name, store.obs, names, matrix, chosen, kind)
+    return Source(store.name, store.obs, names, matrix, chosen, kind, store.notes, _path_of(source))
+
+
+def _path_of(source: Any) -> Path | None:
+    path = source if isinstance(source, (str, Path)) else source.filename if source.isbacked else None
+    return None if path is None else Path(path).resolve()
 
 
 def store_of(source: Any) -> Store:
@@ -113,7 +124,16 @@ def _store_of_anndata(adata: anndata.AnnData) -> Store:
 
 
 def _store_of_path(path: Path) -> Store:
+    if path.suffix == ".packed":
+        from scdd.data.packed import packed_store
+
+        return packed_store(path)
+    matrix = find_mtx(path) if path.exists() else None
+    if matrix is not None:
+        return _store_of_tenx(read_tenx_mtx(matrix), path.resolve().name)
     root = _open(path)
+    if path.is_file() and is_tenx_h5(root):
+        return _store_of_tenx(read_tenx_h5(path, root), path.name)
     try:
         if len(getattr(root.get("obs"), "dtype", None) or ()):
             return _store_of_legacy(path)
@@ -122,6 +142,10 @@ def _store_of_path(path: Path) -> Store:
         raise DataFileError(
             f"{path} is not a complete AnnData store ({error}); write the file again"
         ) from error
+
+
+def _store_of_tenx(tenx: Tenx, name: str) -> Store:
+    return Store(name, tenx.obs, {"X": tenx.matrix}, {"X": tenx.var.index}, tenx.notes)
 
 
 def _store_of_legacy(path: Path) -> Store:

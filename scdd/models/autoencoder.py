@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scdd.data.loader import CellBatch
+    from scdd.data.batch import CellBatch
 
 _BLOCK = 4_096
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from scdd import _csr
 
@@ -162,32 +163,176 @@ def test_a_row_of_odd_total_does_not_become_quietly_zero():
     assert np.isnan(out).all()
 
 
+def scipy_rows(matrix, rows, column, n_columns):
+    """The rows in sorted form without duplicates, as scipy makes it; explicit zeros stay."""
+    parts = []
+    for row in rows:
+        place = slice(matrix.indptr[row], matrix.indptr[row + 1])
+        columns = column[matrix.indices[place].astype(np.int64)]
+        parts.append((matrix.data[place][columns >= 0].astype(np.float32), columns[columns >= 0]))
+    indptr = np.cumsum([0, *(len(columns) for _, columns in parts)])
+    data = np.concatenate([values for values, _ in parts] + [np.empty(0, np.float32)])
+    indices = np.concatenate([columns for _, columns in parts] + [np.empty(0, np.int32)])
+    result = sparse.csr_matrix((data, indices, indptr), shape=(len(rows), n_columns))
+    result.sum_duplicates()
+    return result
+
+
 @settings(max_examples=150, deadline=None)
 @given(matrices, st.integers(0, 2**31), st.booleans())
-def test_gather_csr_keeps_every_entry_in_column_order(matrix, seed, every_gene):
+def test_gather_csr_is_sorted_and_has_duplicates_added_up(matrix, seed, every_gene):
     rng = np.random.default_rng(seed)
-    rows, _, column = choose(matrix, rng)
+    rows, chosen, column = choose(matrix, rng)
     if every_gene:
-        column, options = np.arange(matrix.n_vars), {"column_of_gene": None, "n_vars": matrix.n_vars}
+        chosen = column = np.arange(matrix.n_vars)
+        options = {"column_of_gene": None, "n_vars": matrix.n_vars}
     else:
         options = {"column_of_gene": column}
     results = [_csr.gather_csr(*matrix.csr, rows, threads=threads, **options) for threads in (1, 2, 3)]
-    data, indices, indptr = results[0]
-    assert (data.dtype, indices.dtype, indptr.dtype) == (np.float32, np.int32, np.int64)
-    assert indptr[0] == 0
-    assert len(indptr) == len(rows) + 1
-    for i, row in enumerate(rows):
-        place = slice(matrix.indptr[row], matrix.indptr[row + 1])
-        columns = column[matrix.indices[place].astype(np.int64)]
-        values = matrix.data[place][columns >= 0].astype(np.float32)
-        columns = columns[columns >= 0]
-        order = np.argsort(columns, kind="stable")
-        np.testing.assert_array_equal(indices[indptr[i] : indptr[i + 1]], columns[order])
-        np.testing.assert_array_equal(data[indptr[i] : indptr[i + 1]], values[order])
-    assert indptr[-1] == len(data) == len(indices)
+    data, indices, indptr, totals = results[0]
+    assert [part.dtype.name for part in results[0]] == ["float32", "int32", "int64", "float64"]
+    expected = scipy_rows(matrix, rows, column, len(chosen))
+    np.testing.assert_array_equal(indptr, expected.indptr)
+    np.testing.assert_array_equal(indices, expected.indices)
+    np.testing.assert_array_equal(data, expected.data)
+    np.testing.assert_allclose(totals, matrix.dense()[rows].sum(1), rtol=1e-13)
     for other in results[1:]:
         for a, b in zip(other, results[0], strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@settings(max_examples=100, deadline=None)
+@given(matrices, st.integers(0, 2**31), st.sampled_from([0.0, 1.0, 1e4]), st.booleans())
+def test_gather_csr_transforms_as_gather_dense_does(matrix, seed, target_sum, log1p):
+    rows, chosen, column = choose(matrix, np.random.default_rng(seed))
+    options = {"target_sum": target_sum, "log1p": log1p, "threads": 2}
+    out, totals = gather(matrix, rows, column, len(chosen), **options)
+    data, indices, indptr, sums = _csr.gather_csr(*matrix.csr, rows, column, **options)
+    made = sparse.csr_matrix((data, indices, indptr), shape=out.shape)
+    np.testing.assert_array_equal(made.toarray(), out)  # bit by bit: one order of additions, one logarithm
+    np.testing.assert_array_equal(sums, totals)
+
+
+@pytest.mark.parametrize(("data_room", "indices_room"), [(40, 40), (3, 3), (40, 2), (2, 40), (0, 0), (3, 2)])
+def test_buffers_are_used_where_they_are_large_enough(data_room, indices_room):
+    data_buffer = np.full(data_room, 7, np.float32)
+    indices_buffer = np.full(indices_room, 7, np.int32)
+    rows = np.array([1, 0])
+    data, indices, indptr, totals = _csr.gather_csr(
+        *SMALL.csr, rows, ALL, data_buffer=data_buffer, indices_buffer=indices_buffer
+    )
+    np.testing.assert_array_equal(data, [1, 1, 1])
+    np.testing.assert_array_equal(indices, [1, 2, 0])
+    np.testing.assert_array_equal(indptr, [0, 2, 3])
+    np.testing.assert_array_equal(totals, [2, 1])
+    for made, buffer in ((data, data_buffer), (indices, indices_buffer)):
+        assert np.shares_memory(made, buffer) == (len(buffer) >= 3)
+        if len(buffer) >= 3:
+            assert made.__array_interface__["data"][0] == buffer.__array_interface__["data"][0]
+            assert (buffer[3:] == 7).all()
+        else:
+            assert (buffer == 7).all()
+
+
+def test_buffers_that_cannot_be_used_are_refused():
+    for changed, error, message in [
+        ({"data_buffer": np.zeros(9)}, TypeError, "data_buffer has dtype float64"),
+        ({"indices_buffer": np.zeros(9, np.int64)}, TypeError, "indices_buffer has dtype int64"),
+        ({"data_buffer": read_only(np.zeros(9, np.float32))}, ValueError, "data_buffer is read-only"),
+        ({"data_buffer": np.zeros((3, 3), np.float32)}, ValueError, "data_buffer has 2 dimensions"),
+        ({"indices_buffer": np.zeros(18, np.int32)[::2]}, ValueError, "indices_buffer is strided"),
+        ({"target_sum": -1.0}, ValueError, "target_sum is -1"),
+    ]:
+        with pytest.raises(error, match=message):
+            _csr.gather_csr(*SMALL.csr, np.array([0, 1]), ALL, **changed)
+
+
+def test_duplicates_that_shrink_rows_leave_no_gaps():
+    rng = np.random.default_rng(0)
+    n = 500
+    sizes = rng.integers(0, 40, n)
+    indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    indices = rng.integers(0, 7, indptr[-1]).astype(np.int32)
+    matrix = Matrix(rng.integers(1, 9, indptr[-1]).astype(np.float32), indices, indptr, 7)
+    rows = rng.integers(0, n, 900)
+    expected = scipy_rows(matrix, rows, np.arange(7), 7)
+    for threads in (1, 4):
+        data, indices, indptr, _ = _csr.gather_csr(*matrix.csr, rows, None, 7, threads=threads)
+        made = sparse.csr_matrix((data, indices, indptr), shape=(len(rows), 7))
+        assert made.has_canonical_format
+        assert (made != expected).nnz == 0
+        assert len(data) == expected.nnz
+
+
+def interesting_floats():
+    """Everything that rounding to 16 bits could get wrong, both signs."""
+    halves = np.arange(0x7C01, dtype=np.uint16).view(np.float16).astype(np.float64)  # up to infinity
+    finite = halves[np.isfinite(halves)]
+    ties = (finite[1:] + finite[:-1]) / 2
+    brains = (np.arange(0x7F81, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+    brain_ties = (brains[1:-1] + brains[:-2]) / 2
+    ends = [65_504, 65_519.996, 65_520, 65_536, 3.3e38, 3.4028235e38, 1e-45, 2.0**-24, 2.0**-25, 2.0**-14]
+    exact = np.concatenate([halves, ties, brains, brain_ties, ends, np.geomspace(1e-45, 3e38, 20_000)])
+    with np.errstate(over="ignore"):
+        values = exact.astype(np.float32)
+        values = np.concatenate(
+            [values, np.nextafter(values, np.float32(np.inf)), np.nextafter(values, np.float32(0))]
+        )
+    return np.concatenate([values, -values, np.array([np.nan, -np.nan], np.float32)])
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_halves_are_rounded_as_numpy_and_torch_do(kind):
+    values = interesting_floats()
+    n = len(values)
+    matrix = Matrix(values, np.zeros(n, np.int32), np.arange(n + 1), 1)
+    bits = np.uint16 if kind == "bfloat16" else np.float16
+    for threads in (1, 3):
+        out = np.full((n, 1), 77, dtype=bits)
+        options = {"bfloat16": kind == "bfloat16", "threads": threads}
+        _csr.gather_dense(*matrix.csr, np.arange(n), np.zeros(1, np.int32), out, **options)
+        # A sum with the zero that the row begins as turns -0 into 0, in float32 as well.
+        with np.errstate(over="ignore"):
+            if kind == "float16":
+                expected = (values + 0.0).astype(np.float16).view(np.uint16)
+                nan = np.isnan(out[:, 0])
+            else:
+                torch = pytest.importorskip("torch")
+                cast = torch.from_numpy(values + 0.0).to(torch.bfloat16)
+                expected = cast.view(torch.int16).numpy().view(np.uint16)
+                nan = np.isnan((out[:, 0].astype(np.uint32) << 16).view(np.float32))
+        np.testing.assert_array_equal(nan, np.isnan(values))
+        np.testing.assert_array_equal(out[~nan, 0].view(np.uint16), expected[~nan])
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices, st.integers(0, 2**31), st.booleans())
+def test_halves_are_the_cast_of_the_floats(matrix, seed, standardise):
+    rng = np.random.default_rng(seed)
+    rows, chosen, column = choose(matrix, rng)
+    mean, inverse_std = (rng.normal(size=(2, len(chosen))) + 2).astype(np.float32)
+    options = {"target_sum": 1e4, "log1p": True, "threads": 2}
+    options |= {"mean": mean, "inverse_std": inverse_std, "clip": 3.0} if standardise else {}
+    exact, totals = gather(matrix, rows, column, len(chosen), **options)
+    out = np.full(exact.shape, np.nan, dtype=np.float16)
+    np.testing.assert_array_equal(_csr.gather_dense(*matrix.csr, rows, column, out, **options), totals)
+    np.testing.assert_array_equal(out, exact.astype(np.float16))
+    brain = np.full(exact.shape, 0x7FFF, dtype=np.uint16)
+    _csr.gather_dense(*matrix.csr, rows, column, brain, bfloat16=True, **options)
+    widened = (brain.astype(np.uint32) << 16).view(np.float32)
+    # Half a unit in the last of 8 places, at most.
+    assert (np.abs(widened - exact) <= np.abs(exact) * 2.0**-8).all()
+
+
+def test_outputs_of_other_types_are_refused():
+    for out, bfloat16, message in [
+        (np.zeros((2, 3), np.float16), True, "out has dtype float16, and must have uint16"),
+        (np.zeros((2, 3), np.uint16), False, "out has dtype uint16, and must have float32"),
+        (np.zeros((2, 3), ">f2"), False, "out has dtype"),
+        (np.zeros((2, 3), np.int16), True, "out has dtype int16"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            _csr.gather_dense(*SMALL.csr, np.array([0, 1]), ALL, out, bfloat16=bfloat16)
 
 
 @settings(max_examples=60, deadline=None)

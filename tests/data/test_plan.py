@@ -1,0 +1,319 @@
+"""What a loader says of its memory and its mixing, and whether that is so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from scdd import _csr
+from scdd.data.atlas import Atlas
+from scdd.data.loader import CellLoader
+from scdd.data.plan import choose_sizes
+from scdd.data.shuffle import EpochOrder, mean_block, variance_inflation
+from scdd.errors import InputError
+
+# The order of an epoch
+
+
+def random_edges(rng, n_rows, longest):
+    """Blocks of uneven length, as the chunks of a file make them."""
+    edges = np.cumsum([0, *rng.integers(1, longest + 1, n_rows)])
+    return np.append(edges[edges < n_rows], n_rows).astype(np.int64)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    n_rows=st.integers(0, 400),
+    batch_size=st.integers(1, 50),
+    block_size=st.integers(1, 40),
+    window=st.integers(1, 120),
+    shuffle=st.booleans(),
+    uneven=st.booleans(),
+    seed=st.integers(0, 1_000),
+)
+def test_an_order_is_a_permutation_and_can_be_entered_at_any_window(
+    n_rows, batch_size, block_size, window, shuffle, uneven, seed
+):
+    edges = random_edges(np.random.default_rng(seed), n_rows, block_size) if uneven and n_rows else None
+    order = EpochOrder(n_rows, batch_size, block_size, window, seed, 0, shuffle, edges)
+    windows = list(order.windows())
+    assert len(windows) == order.n_windows
+    positions = np.concatenate([*windows, np.zeros(0, np.int64)])
+    np.testing.assert_array_equal(np.sort(positions), np.arange(n_rows))
+    if not shuffle:
+        np.testing.assert_array_equal(positions, np.arange(n_rows))
+    block = np.arange(n_rows) // block_size
+    if edges is not None:
+        block = np.searchsorted(edges, np.arange(n_rows), side="right")
+    sizes = np.bincount(block, minlength=1)
+    for part in windows[:-1]:
+        assert len(part) == order.batches_per_window * batch_size
+        # Blocks are whole but for the two that a window may cut.
+        own = np.bincount(block[part], minlength=len(sizes))
+        assert ((own > 0) & (own < sizes)).sum() <= 2
+    for first in {0, len(windows) // 2, max(0, len(windows) - 1)}:
+        for again, part in zip(order.windows(first), windows[first:], strict=True):
+            np.testing.assert_array_equal(again, part)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    n_rows=st.integers(1, 300),
+    world_size=st.integers(1, 9),
+    batch_size=st.integers(1, 40),
+    window=st.integers(1, 100),
+    shuffle=st.booleans(),
+    even=st.sampled_from(["pad", "drop"]),
+    seed=st.integers(0, 1_000),
+)
+def test_ranks_partition_the_epoch(n_rows, world_size, batch_size, window, shuffle, even, seed):
+    edges = random_edges(np.random.default_rng(seed), n_rows, 25)
+    orders = [
+        EpochOrder(n_rows, batch_size, 1, window, seed, 3, shuffle, edges, rank, world_size, even)
+        for rank in range(world_size)
+    ]
+    parts = [np.concatenate([*order.windows(), np.zeros(0, np.int64)]) for order in orders]
+    assert {len(part) for part in parts} == {orders[0].n_own}
+    times = np.bincount(np.concatenate(parts), minlength=n_rows)
+    if even == "drop":
+        assert times.max() <= 1
+        assert n_rows - times.sum() == n_rows % world_size
+    else:
+        assert times.min() >= 1
+        assert times.sum() - n_rows == -n_rows % world_size
+    for order in orders:
+        whole = list(order.windows())
+        for first in range(order.n_windows):
+            np.testing.assert_array_equal(next(iter(order.windows(first))), whole[first])
+
+
+def test_blocks_land_anywhere_and_windows_mix_them():
+    order = EpochOrder(32_000, 100, 32, 3_200, 0, 0, True)
+    first = next(iter(order.windows()))
+    assert first.max() - first.min() > 25_000  # blocks from all over
+    assert (np.abs(np.diff(first)) == 1).mean() < 0.05  # and no longer in runs
+    assert len(np.unique(first // 32)) == 100  # yet whole blocks
+
+
+# Variance of a batch's label shares
+
+
+def measured_inflation(n_rows, batch_size, edges, window, *, classes, epochs):
+    """Mean squared deviation of the label shares of full batches, over that of independent draws.
+
+    The atlas is sorted by its label, of ``classes`` equally large classes.
+    """
+    label = np.arange(n_rows) * classes // n_rows
+    deviations = []
+    for epoch in range(epochs):
+        order = EpochOrder(n_rows, batch_size, 1, window, 7, epoch, True, edges)
+        for part in order.windows():
+            full = part[: len(part) // batch_size * batch_size].reshape(-1, batch_size)
+            shares = (label[full][:, :, None] == np.arange(classes)).mean(1)
+            deviations.append(((shares - 1 / classes) ** 2).mean(1))
+    expected = (1 / classes) * (1 - 1 / classes) / batch_size
+    return float(np.concatenate(deviations).mean() / expected)
+
+
+@pytest.mark.parametrize(
+    ("block", "batch_size", "window"),
+    [(1, 64, 640), (16, 64, 960), (16, 256, 4_096), (50, 100, 1_000), (128, 64, 1_024), (32, 500, 500)],
+)
+def test_the_variance_inflation_is_the_one_measured(block, batch_size, window):
+    n_rows = 120_000
+    edges = np.append(np.arange(0, n_rows, block), n_rows)
+    order = EpochOrder(n_rows, batch_size, 1, window, 0, 0, True, edges)
+    used = order.batches_per_window * batch_size
+    found = measured_inflation(n_rows, batch_size, edges, window, classes=6, epochs=3)
+    assert found == pytest.approx(variance_inflation(mean_block(edges), batch_size, used), rel=0.2)
+
+
+def test_uneven_blocks_count_by_the_block_that_a_cell_lies_in():
+    n_rows = 120_000
+    edges = random_edges(np.random.default_rng(0), n_rows, 100)
+    assert mean_block(edges) == pytest.approx(67, abs=2)  # and not 50
+    found = measured_inflation(n_rows, 100, edges, 2_000, classes=6, epochs=3)
+    assert found == pytest.approx(variance_inflation(mean_block(edges), 100, 2_000), rel=0.2)
+
+
+class FakeStore:
+    """Rows that any block can be made of, as in a file without chunks."""
+
+    decodes_whole_chunks = False
+
+    def block_edges(self, rows, cells, *, aligned):
+        return np.append(np.arange(0, len(rows), cells), len(rows)).astype(np.int64)
+
+
+@pytest.mark.parametrize("batch_size", [128, 512])
+def test_defaults_mix_well(batch_size):
+    n_rows = 60_000
+    sizes = choose_sizes(
+        SimpleNamespace(store=FakeStore()),
+        np.arange(n_rows),
+        batch_size=batch_size,
+        block_size=None,
+        window=None,
+        most=10**6,
+    )
+    assert sizes.window % batch_size == 0
+    planned = variance_inflation(mean_block(sizes.edges), batch_size, sizes.window)
+    assert planned <= 1.25
+    found = measured_inflation(n_rows, batch_size, sizes.edges, sizes.window, classes=20, epochs=8)
+    assert found <= 1.25 * 1.05  # of a sample
+
+
+# The plan of a loader
+
+
+def make_adata(n, entries, n_genes, *, seed=0):
+    """``entries`` counts a cell, exactly, of a handful of small values."""
+    rng = np.random.default_rng(seed)
+    step = n_genes // entries
+    indices = np.arange(entries) * step + rng.integers(0, step, (n, entries))
+    data = rng.integers(1, 4, (n, entries)).astype(np.float32)
+    matrix = sparse.csr_matrix(
+        (data.ravel(), indices.ravel().astype(np.int32), np.arange(0, n * entries + 1, entries)),
+        shape=(n, n_genes),
+    )
+    obs = pd.DataFrame({"label": pd.Categorical(np.arange(n) // (n // 5))}, index=[f"c{i}" for i in range(n)])
+    return ad.AnnData(matrix, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]))
+
+
+@pytest.fixture(scope="module")
+def atlas(tmp_path_factory):
+    """6,000 cells of 200 counts, in shuffled gzip chunks of 15 cells."""
+    path = tmp_path_factory.mktemp("plan") / "a.h5ad"
+    adata = make_adata(6_000, 200, 1_000)
+    adata.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        for name in ("data", "indices"):
+            values = file["X"][name][...]
+            del file["X"][name]
+            file["X"].create_dataset(name, data=values, chunks=(3_000,), compression="gzip", shuffle=True)
+    return Atlas(path)
+
+
+def quiet_loader(atlas, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CellLoader(atlas, **options)
+
+
+@pytest.mark.parametrize("batch_size", [1, 100, 512, 2_500])
+@pytest.mark.parametrize("preload", [0, 1, 3, None])
+@pytest.mark.parametrize("memory_limit", [2_000_000, 12_000_000, 80_000_000, 1 << 30])
+def test_the_memory_of_a_plan_adds_up_and_stays_within_the_limit(atlas, batch_size, preload, memory_limit):
+    for options in ({"genes": ["g1"]}, {"output": "csr"}, {"counts": True}, {"shuffle": False}):
+        try:
+            loader = quiet_loader(
+                atlas, batch_size=batch_size, preload=preload, memory_limit=memory_limit, workers=2, **options
+            )
+        except InputError as error:
+            assert "memory_limit" in str(error)  # noqa: PT017
+            assert memory_limit < 100_000_000
+            continue
+        plan = loader.plan()
+        assert plan.memory_bytes <= memory_limit
+        assert plan.window_bytes == plan.window * plan.cell_bytes
+        batches = loader.preload + 3
+        assert plan.memory_bytes == 2 * plan.window_bytes + batches * plan.batch_bytes + plan.scratch_bytes
+        assert plan.batch_size == batch_size
+        assert plan.n_windows == -(-6_000 // plan.window)
+        assert preload is None or loader.preload == preload
+        if "shuffle" not in options:
+            expected = variance_inflation(plan.block_size, batch_size, plan.window) if plan.n_windows > 1 else 1.0
+            assert plan.variance_inflation == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("counts", ["byte", "two bytes"])
+def test_a_window_is_no_larger_than_planned(tmp_path, counts):
+    adata = make_adata(6_000, 200, 1_000)
+    if counts == "two bytes":
+        adata.X.data *= 20_000
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    atlas = Atlas(tmp_path / "a.h5ad")
+    plan = quiet_loader(atlas, batch_size=100, window=5_000).plan()
+    assert plan.window == 5_000
+    pool = _csr.SegmentPool()
+    for start in (0, 1_000):
+        window = atlas.store.window(np.arange(start, start + 5_000), pool=pool, threads=1)
+        assert window.nbytes <= plan.window_bytes + (1 << 20)  # the last segment of each thread may be half full
+        if counts == "two bytes":
+            assert window.nbytes >= 0.8 * plan.window_bytes
+
+
+def test_a_plan_in_memory_needs_no_windows(atlas):
+    plan = CellLoader(atlas.within_memory(), batch_size=64).plan()
+    assert plan.source == "in memory"
+    assert plan.variance_inflation == 1.0
+    assert plan.memory_bytes == 3 * plan.batch_bytes + plan.scratch_bytes
+
+
+def test_bad_mixing_is_said_and_good_mixing_is_not(atlas):
+    with pytest.warns(UserWarning, match=r"batches are mixed badly.*up to 21\.9 times.*memory_limit="):
+        CellLoader(atlas, block_size=64, batch_size=200, window=600)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CellLoader(atlas)
+        CellLoader(atlas, block_size=4, batch_size=50, window=400)
+        CellLoader(atlas, batch_size=1, window=200)  # a batch of one cell cannot be mixed badly
+
+
+def test_a_plan_says_itself_in_a_line(atlas):
+    said = str(CellLoader(atlas).plan())
+    assert "\n" not in said
+    assert "variance inflation 1.00" in said
+
+
+RESIDENT = """
+import resource, sys, warnings
+warnings.simplefilter("ignore")
+import scdd
+from scdd.data.loader import CellLoader
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+atlas = scdd.Atlas(sys.argv[1])
+limit, base = int(sys.argv[2]), peak()
+loader = CellLoader(atlas, batch_size=512, genes=list(atlas.var_names[:500]), memory_limit=limit, workers=2)
+cells = sum(len(batch.row_ids) for batch in loader)
+print(cells, loader.plan().memory_bytes, base, peak())
+"""
+
+
+def test_resident_memory_stays_within_the_limit(tmp_path):
+    """23,000 cells of 1,000 entries are 184 MB as CSR; nothing but the plan's share of it is ever held."""
+    n, entries, path, limit = 23_000, 1_000, tmp_path / "large.h5ad", 64 << 20
+    adata = make_adata(n, entries, 20_000)
+    matrix, adata.X = adata.X, None
+    adata.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        group = file.create_group("X") if "X" not in file else file["X"]
+        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": matrix.shape})
+        group.create_dataset("indptr", data=matrix.indptr)
+        for name in ("data", "indices"):
+            values = getattr(matrix, name)
+            group.create_dataset(name, data=values, chunks=(20_000,), compression="lzf", shuffle=True)
+    assert matrix.data.nbytes + matrix.indices.nbytes > 2.5 * limit
+    del adata, matrix
+    done = subprocess.run(
+        [sys.executable, "-c", RESIDENT, str(path), str(limit)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    cells, planned, base, peak = map(int, done.stdout.split())
+    assert cells == n
+    assert 0.5 * limit < planned <= limit  # or the test would show nothing
+    assert peak - base <= limit, (planned, base, peak)
