@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from cases import N_CHOSEN, Case, Stream, files_of
 from chunks import Chunks, Files, Matrix, matrix_of, python_decoder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 # As `_csr.decode_chunk` is told: (kind, parameter, bit of the HDF5 filter mask), last filter applied first.
@@ -28,14 +28,20 @@ STEPS = {
 }
 PIECE = 1 << 20  # bytes of a read, and of a copy
 READERS = 8  # reads in flight
+GROUP = 4  # tasks a thread takes at a time, so that handing them out costs nothing
 
 
-def spread(work: Callable[[Any], float], tasks: Iterable[Any], threads: int) -> Iterator[float]:
-    """Do all tasks in threads, holding few results at a time."""
-    tasks = iter(tasks)
+def spread(work: Callable[[Any], float], tasks: Sequence[Any], threads: int) -> Iterator[float]:
+    """Do all tasks in threads, some at a time, with twice as many waiting as threads: none ever idles."""
+    groups = (tasks[k : k + GROUP] for k in range(0, len(tasks), GROUP))
+    waiting: deque[Future[float]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        while some := list(islice(tasks, 64 * threads)):
-            yield from pool.map(work, some)
+        for group in groups:
+            waiting.append(pool.submit(lambda some: sum(map(work, some)), group))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        for future in waiting:
+            yield future.result()
 
 
 def read(path: Path, _: Case) -> Stream:

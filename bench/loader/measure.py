@@ -15,27 +15,12 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from cases import Case, Stream, files_of
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from pages import pages
 
 PACKAGES = "scdd annbatch scDataset scvi-tools anndata h5py zarr zarrs numcodecs hdf5plugin scipy numpy torch"
-
-
-def prepare_pages(files: Iterable[Path], cache: str) -> None:
-    """Read the files once, or drop their pages from the page cache (of this machine; not of the disk's own host)."""
-    buffer = bytearray(1 << 22)
-    for path in files:
-        with path.open("rb", buffering=0) as file:
-            if cache == "cold":
-                os.fsync(file.fileno())
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            else:
-                while file.readinto(buffer):
-                    pass
 
 
 class Usage(NamedTuple):
@@ -145,11 +130,13 @@ def main() -> None:
     begin = time.perf_counter()
     stream = opened(case, folder)
     open_s = time.perf_counter() - begin
-    files = [file for path in stream.files or (case.path(folder),) for file in files_of(path)]
-    prepare_pages(files, case.cache)
-    forget_peak()
-    result = run(stream, seconds, once=case.cache == "cold")
-    print(json.dumps({**case.as_dict(), **result, "open_s": round(open_s, 3), "versions": versions()}))
+    paths = stream.files or (() if case.source == "memory" else (case.path(folder),))
+    files = [file for path in paths for file in files_of(path)]
+    with pages(files, case.cache) as locked:
+        forget_peak()
+        result = run(stream, seconds, once=case.cache == "cold")
+    result |= {"open_s": round(open_s, 3), "locked_mb": locked, "versions": versions()}
+    print(json.dumps(case.as_dict() | result))
 
 
 if __name__ == "__main__":

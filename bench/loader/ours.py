@@ -33,7 +33,7 @@ def loader_of(atlas: Atlas, case: Case, *, block: int | None, cache: Path | None
         genes = list(atlas.var_names[chosen_genes(atlas.n_vars)])
     options: dict[str, Any] = {"output": case.output, "normalise": case.output == "dense"}
     if case.output == "tokens":
-        options = {"output": "tokens", "max_tokens": N_TOKENS}
+        options = {"output": "tokens", "max_genes": N_TOKENS}
     return CellLoader(
         atlas,
         batch_size=case.batch,
@@ -69,7 +69,7 @@ def opened(
 
     def open_case(folder: Path, case: Case) -> Stream:
         path = case.path(folder)
-        cache = folder / "packed" if cached else None
+        cache = folder / "gzip.packed" if cached else None
         atlas = atlas_of(path)
         loader = loader_of(atlas, case, block=block, cache=cache)
         iterator = iter(loader)

@@ -33,7 +33,7 @@ QUICK = Path("/tmp") / "scdd-loader-atlas"
 COLUMNS = [
     *("round", *(field.name for field in fields(Case)), "cells_per_s", "cores", "cells_per_cpu_s", "peak_mb"),
     *("first_batch_s", "open_s", "disk_mb", "other_cores", "cells", "wall_s", "cpu_s", "block", "window"),
-    *("note", "versions"),
+    *("locked_mb", "note", "versions"),
 ]
 NUMBERS = set(COLUMNS) - {"contender", "source", "output", "cache", "note", "versions"}
 

@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from scdd.data import splits
-from scdd.data.expression import check_block
+from scdd.data.expression import check_block, check_faults
 from scdd.data.joined import JoinedRows, join_genes, join_obs
 from scdd.data.matrix import MemoryMatrix
 from scdd.data.source import Source, open_source
@@ -129,6 +129,9 @@ class Atlas:
         matrix = self._store.in_memory
         if matrix is not None:
             check_block(matrix.data, self.expression, "the atlas")
+        for source in self._sources:
+            if (faults := getattr(source.matrix, "faults", None)) is not None:
+                check_faults(faults, self.expression, source.matrix)
 
     def __len__(self) -> int:
         return self.n_obs

@@ -182,6 +182,11 @@ class CellLoader:
         return self._schedule.plan()
 
     @property
+    def share(self) -> tuple[int, int]:
+        """``rank`` and ``world_size``."""
+        return self._schedule.rank, self._schedule.world_size
+
+    @property
     def epoch(self) -> int:
         """The epoch that the next iteration is of; goes up by itself at the end of each."""
         return self._epoch.number

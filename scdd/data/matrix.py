@@ -14,6 +14,8 @@ from scdd.errors import DataFileError, InputError
 
 # Rows that a library reads at a time: it cannot be interrupted in between.
 _ROWS = 4_096
+# Bytes as float32 CSR up to which a matrix by columns is turned in memory.
+_LARGEST_CSC = 1 << 29
 
 
 class RowMatrix(Protocol):
@@ -86,7 +88,7 @@ class BlockMatrix:
         pieces = [self.read(int(rows[first]), int(rows[last]) + 1) for first, last in runs(rows)]
         empty = sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)
         matrix = pieces[0] if len(pieces) == 1 else sparse.vstack([empty, *pieces], format="csr")
-        return matrix, _faults_of(matrix, rows)
+        return matrix, faults_of(matrix, rows)
 
     def fill(
         self,
@@ -128,7 +130,7 @@ class MemoryMatrix(BlockMatrix):
     def rows(self, rows: np.ndarray, *, threads: int | None = None) -> tuple[sparse.csr_matrix, Faults]:
         """Rows by number, in any order; and what is wrong with their values."""
         matrix = self.csr[rows]
-        return matrix, _faults_of(matrix, rows)
+        return matrix, faults_of(matrix, rows)
 
 
 class StoredDense(BlockMatrix):
@@ -150,21 +152,24 @@ class StoredDense(BlockMatrix):
 def open_matrix(element: Any, place: str) -> RowMatrix:
     """The matrix stored at an h5ad or zarr element.
 
-    CSR and dense are read a run of rows at a time. CSC cannot be: it is read whole and turned once.
+    CSR and dense are read a run of rows at a time. CSC cannot be: it is turned once, in memory or on disk.
     """
     encoding = _encoding(element)
     if encoding in ("csr_matrix", "csc_matrix"):
         shape = _shape_of(element, place)
         if encoding == "csr_matrix":
             return StoredCsr(element, shape, place)
-        parts = (element["data"][...], element["indices"][...], element["indptr"][...])
-        return MemoryMatrix(sparse.csc_matrix(parts, shape=shape), place)
+        if 8 * element["data"].shape[0] > _LARGEST_CSC:
+            from scdd.data.transcoded import TranscodedRows
+
+            return TranscodedRows(element, shape, place)
+        return MemoryMatrix(_csc(element, shape, place), place)
     if len(getattr(element, "shape", ())) == 2:
         return StoredDense(element, place)
     raise DataFileError(f"{place} is neither a sparse nor a dense matrix (encoding {encoding!r})")
 
 
-def _faults_of(matrix: sparse.csr_matrix, rows: np.ndarray) -> Faults:
+def faults_of(matrix: sparse.csr_matrix, rows: np.ndarray) -> Faults:
     """First row, by its number, of each kind of fault; a quick look says that there is none."""
     if not len(matrix.data) or (values_of(matrix.data).fits("counts")):
         return Faults()
@@ -172,6 +177,19 @@ def _faults_of(matrix: sparse.csr_matrix, rows: np.ndarray) -> Faults:
     data = matrix.data
     kinds = (np.isnan(data), np.isinf(data), data < 0, np.isfinite(data) & (data != np.rint(data)))
     return Faults(*(int(row[kind].min()) if kind.any() else -1 for kind in kinds))
+
+
+def _csc(element: Any, shape: tuple[int, int], place: str) -> sparse.csc_matrix:
+    """A small matrix by columns, whole; scipy checks its pointers, and its row numbers are checked here."""
+    try:
+        parts = (element["data"][...], element["indices"][...], element["indptr"][...])
+        matrix = sparse.csc_matrix(parts, shape=shape)
+        matrix.check_format(full_check=True)
+    except (KeyError, OSError, RuntimeError, ValueError, TypeError) as error:
+        raise DataFileError(
+            f"{place} is corrupt or cannot be read ({error}); write the file again"
+        ) from error
+    return matrix
 
 
 def _shape_of(element: Any, place: str) -> tuple[int, int]:

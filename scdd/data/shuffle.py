@@ -103,7 +103,7 @@ class EpochWindows:
         return np.random.default_rng(key)
 
     def _wrapped(self, begin: int, end: int) -> np.ndarray:
-        """Positions ``begin..end`` of the row of blocks; past its end it begins again, to pad the last rank."""
+        """Positions ``begin..end`` of the row of blocks; past its end it begins again, as padding."""
         n = self._order.n_rows
         parts = []
         while begin < end:

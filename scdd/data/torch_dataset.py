@@ -1,0 +1,62 @@
+"""A loader with the face of a PyTorch dataset."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from scdd.data.loader import CellLoader
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from scdd.data.atlas import Atlas
+
+
+class CellDataset(IterableDataset):
+    """Batches of a `CellLoader`, for ``DataLoader(CellDataset(atlas, ...), batch_size=None)``.
+
+    The loader reads ahead on threads of its own, so that ``num_workers=0`` is the fast choice. With worker
+    processes each delivers its own share of every epoch, as a rank does; together they meet every cell.
+
+    Parameters
+    ----------
+    atlas : what to read
+    options : as of `CellLoader`; ``rank`` and ``world_size`` are those of the training process
+    """
+
+    def __init__(self, atlas: Atlas, **options: Any) -> None:
+        super().__init__()
+        self.loader = CellLoader(atlas, **options)
+        self._atlas, self._options = atlas, options
+
+    def __iter__(self) -> Iterator[Any]:
+        worker = get_worker_info()
+        if worker is None or worker.num_workers == 1:
+            return iter(self.loader)
+        return iter(self._share(worker.id, worker.num_workers))
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next iteration that of ``epoch``; with workers, before each iteration of the DataLoader."""
+        self.loader.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of the loader; for use without worker processes, which keep their own place."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As of the loader."""
+        self.loader.load_state_dict(state)
+
+    def _share(self, number: int, workers: int) -> CellLoader:
+        rank, world_size = self.loader.share
+        options = copy.copy(self._options)
+        options |= {"rank": rank * workers + number, "world_size": world_size * workers}
+        own = CellLoader(self._atlas, **options)
+        own.set_epoch(self.loader.epoch)
+        return own
