@@ -55,6 +55,22 @@ std::shared_ptr<ChunkedArray> make_array(std::string name, std::vector<std::stri
                                         element_of(dtype), swapped, pipeline_of(steps), fill);
 }
 
+py::array_t<uint8_t> read_elements(const ChunkedArray& array, int64_t begin, int64_t end) {
+  if (begin < 0 || end < begin || end > array.length()) {
+    throw py::index_error("elements " + std::to_string(begin) + ".." + std::to_string(end) + " lie outside 0.." +
+                          std::to_string(array.length()));
+  }
+  const int64_t size = (end - begin) * static_cast<int64_t>(size_of(array.element()));
+  py::array_t<uint8_t> out(size);
+  uint8_t* to = out.mutable_data();
+  if (size > 0) {
+    const py::gil_scoped_release unlocked;
+    ArrayScratch scratch;
+    std::memcpy(to, array.read(begin, end, scratch), static_cast<size_t>(size));
+  }
+  return out;
+}
+
 py::tuple faults_of(const ValueFaultRows& faults) {
   const auto row = [](int64_t first) { return first == INT64_MAX ? int64_t{-1} : first; };
   return py::make_tuple(row(faults.nan), row(faults.infinite), row(faults.negative), row(faults.fractional));
@@ -221,6 +237,8 @@ void bind_stored(py::module_& module) {
            py::arg("offsets").noconvert(), py::arg("sizes").noconvert(), py::arg("masks").noconvert(),
            py::arg("chunk_length"), py::arg("length"), py::arg("dtype"), py::arg("swapped"), py::arg("steps"),
            py::arg("fill_value") = 0.0)
+      .def("read", &read_elements, "Bytes of elements begin..end-1 in this machine's order, uint8.", py::arg("begin"),
+           py::arg("end"))
       .def_property_readonly("length", &ChunkedArray::length)
       .def_property_readonly("chunk_length", &ChunkedArray::chunk_length)
       .def_property_readonly("stored", &ChunkedArray::stored)

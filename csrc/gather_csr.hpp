@@ -10,6 +10,7 @@
 #include "gather_dense.hpp"
 #include "parallel.hpp"
 #include "rows.hpp"
+#include "stream.hpp"
 
 namespace scdd {
 
@@ -49,25 +50,31 @@ struct CsrGather {
   int64_t fill(int64_t* indptr, float* data, int32_t* indices, double* totals) const {
     std::vector<int64_t> sizes(static_cast<size_t>(n));
     parallel_ranges(n, threads, [&](int64_t begin, int64_t end) {
-      RowScratch scratch;
+      RowScratch scratch, made;
       std::vector<std::pair<int32_t, float>> pairs;
       for (int64_t i = begin; i < end; ++i) {
-        float* values = data + indptr[i];
-        int32_t* columns = indices + indptr[i];
-        const int64_t next = i + 1 < end ? rows[i + 1] : -1;
-        int64_t size = fill_row(rows[i], next, indptr[i + 1] - indptr[i], values, columns, scratch);
+        const int64_t room = indptr[i + 1] - indptr[i];
+        // Made where it stays in the cache while it is worked on, then sent off in one go.
+        float* values = made.values.template reserve_of<float>(static_cast<size_t>(room) + kSlack);
+        int32_t* columns = made.genes.template reserve_of<int32_t>(static_cast<size_t>(room) + kSlack);
+        int64_t size = fill_row(rows[i], i + 1 < end ? rows[i + 1] : -1, room, values, columns, scratch);
         size = sort_row(size, values, columns, pairs);
         totals[i] = source.total(rows[i]);
         const float scale = scale_of(transform.target_sum, totals[i]);
         for (int64_t k = 0; transform.target_sum != 0 && k < size; ++k) values[k] *= scale;
         if (transform.log1p) log1p_in_place(values, size);
+        stream_copy(data + indptr[i], values, static_cast<size_t>(size) * sizeof(float));
+        stream_copy(indices + indptr[i], columns, static_cast<size_t>(size) * sizeof(int32_t));
         sizes[i] = size;
       }
+      stream_fence();
     });
     return close_gaps(sizes, indptr, data, indices);
   }
 
  private:
+  static constexpr size_t kSlack = 64;  // decoders may write whole vectors
+
   int64_t count_row(int64_t row, int64_t next, RowScratch& scratch) const {
     if (!column_of_gene) return source.size(row);
     return source.view(row, next, scratch, [&](const auto*, const auto* genes, int64_t size) {

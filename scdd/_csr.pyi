@@ -193,6 +193,7 @@ class ChunkedArray:
         steps: list[tuple[str, int, int]],
         fill_value: float = 0.0,
     ) -> None: ...
+    def read(self, begin: int, end: int) -> NDArray[np.uint8]: ...
 
 class StoredCsr:
     def __init__(

@@ -109,6 +109,7 @@ class Schedule:
         output: str,
         dtype: str,
         counts: bool,
+        max_genes: int,
         workers: int,
         memory_limit: int,
         preload: int | None,
@@ -124,7 +125,8 @@ class Schedule:
             raise InputError(f"sampler={sampler!r} needs labels=: the classes are those of the first label")
         if sampler == "by-class" and world_size > 1:
             raise InputError("sampler='by-class' gives one rank all batches; pass rank=0, world_size=1")
-        costs = _costs(atlas, transform, output, dtype, counts, options["batch_size"], workers)
+        batch = {"output": output, "dtype": dtype, "counts": counts, "batch_size": options["batch_size"]}
+        costs = _costs(atlas, transform, max_genes=max_genes, workers=workers, **batch)
         free, most = options["random_access"], _FREE_WINDOW
         if not free:
             most = largest_window(costs.cell, batch_size=options["batch_size"], memory_limit=memory_limit)
@@ -230,19 +232,23 @@ class Schedule:
 def _costs(
     atlas: Atlas,
     transform: GeneTransform,
+    *,
     output: str,
     dtype: str,
     counts: bool,
     batch_size: int,
+    max_genes: int,
     workers: int,
 ) -> Costs:
     """Bytes of a cell in the window, of a batch, and of the threads' own memory."""
     width = 4 if dtype == "float32" else 2
     entries = atlas.mean_entries * 7 / 6
-    cell = transform.n_columns * width if output == "dense" else (8 if output == "csr" else 20) * entries
+    # A token is a gene, a value and a coordinate; a sparse entry a gene and a value.
+    sparse = 8 * entries if output == "csr" else 12 * min(entries, max_genes)
+    cell = transform.n_columns * width if output == "dense" else sparse
     cell += 4 * transform.n_columns if counts else 0
     # Small batches are made several at a time and share their memory.
-    group = max(batch_size, 2_048)
+    group = batch_size if output == "tokens" else max(batch_size, 2_048)
     chunk = atlas.store.largest_chunk
     tables = 40 * atlas.store.n_chunks + 16 * len(atlas.rows)
     return Costs(cell_bytes(atlas), int(group * cell), workers * _CHUNKS_A_THREAD * chunk + tables)

@@ -177,8 +177,8 @@ class CsrRows(NamedTuple):
         if end - begin > np.iinfo(np.int32).max:
             raise InputError(f"a batch of {stop - start} cells has over 2^31 entries; lower batch_size=")
         indptr = (self.indptr[start : stop + 1] - begin).astype(np.int32)
-        parts = (self.data[begin:end], self.indices[begin:end], indptr)
-        matrix = sparse.csr_matrix(parts, shape=(stop - start, self.n_columns), copy=False)
-        # Known, and so need not be found out again by looking at every entry.
+        # Put together by hand: scipy's constructor copies what is part of a larger array.
+        matrix = sparse.csr_matrix((stop - start, self.n_columns), dtype=np.float32)
+        matrix.data, matrix.indices, matrix.indptr = self.data[begin:end], self.indices[begin:end], indptr
         matrix.has_sorted_indices = matrix.has_canonical_format = True
         return matrix

@@ -40,7 +40,7 @@ def self_check(layout: ArrayLayout, array: Any, decode: Callable[..., np.ndarray
         ends = {(start, start + min(count, _CHECKED_ELEMENTS))}
         ends.add((start + count - min(count, _CHECKED_ELEMENTS), start + count))
         for first, last in ends:
-            expected = _library_reads(array, first, last)
+            expected = _library_reads(array, first, last, layout.name)
             if expected is None:
                 return
             found = _direct_read(layout, chunk, first - start, last - start, decode)
@@ -49,14 +49,14 @@ def self_check(layout: ArrayLayout, array: Any, decode: Callable[..., np.ndarray
                 raise NotDirect(f"{layout.name}: {library} and the chunk table disagree at chunk {chunk}")
 
 
-def _library_reads(array: Any, first: int, last: int) -> np.ndarray | None:
+def _library_reads(array: Any, first: int, last: int, name: str) -> np.ndarray | None:
     """Elements as h5py or zarr returns them; None where h5py lacks the filter and nothing can be compared."""
     try:
         return np.asarray(array[first:last])
     except Exception as error:  # zarr lets the errors of its codecs through as they are
         if isinstance(error, OSError) and re.search("filter|plugin|can't open directory", str(error)):
             return None
-        raise DataFileError(f"{array.name} cannot be read ({error}); copy or write the file again") from error
+        raise DataFileError(f"{name} cannot be read ({error}); copy or write the file again") from error
 
 
 def _direct_read(layout: ArrayLayout, chunk: int, first: int, last: int, decode: Callable) -> bytes:

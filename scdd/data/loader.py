@@ -141,6 +141,7 @@ class CellLoader:
             output=output,
             dtype=dtype,
             counts=counts,
+            max_genes=max_genes,
             batch_size=batch_size,
             block_size=block_size,
             window=window,

@@ -159,13 +159,8 @@ def _store_of_legacy(path: Path) -> Store:
 
 
 def _store_of_group(name: str, root: Any) -> Store:
-    from anndata.io import read_elem
-
-    with warnings.catch_warnings():
-        # Old files carry encodings that anndata reads but comments on.
-        warnings.simplefilter("ignore")
-        obs, var = read_elem(root["obs"]), read_elem(root["var"])
-        raw_var = read_elem(root["raw/var"]) if "raw" in root and "var" in root["raw"] else None
+    obs, var = _table(root["obs"]), _table(root["var"])
+    raw_var = _table(root["raw/var"]) if "raw" in root and "var" in root["raw"] else None
     paths = ["X"] if "X" in root else []
     paths += [f"layers/{key}" for key in root["layers"]] if "layers" in root else []
     names = {"X": pd.Index(var.index)}
@@ -178,6 +173,27 @@ def _store_of_group(name: str, root: Any) -> Store:
         path: partial(open_matrix, root[path], f"{name}: {path}") for path in paths
     }
     return Store(name, obs, layers, names)
+
+
+def _table(element: Any) -> pd.DataFrame:
+    """An annotation table; hdf5plugin is asked to help where h5py alone lacks a filter."""
+    from anndata.io import read_elem
+
+    with warnings.catch_warnings():
+        # Old files carry encodings that anndata reads but comments on.
+        warnings.simplefilter("ignore")
+        try:
+            return read_elem(element)
+        except OSError as error:
+            if "filter" not in str(error) and "plugin" not in str(error):
+                raise
+            try:
+                import hdf5plugin  # noqa: F401  # registers its filters with HDF5
+            except ImportError:
+                raise DataFileError(
+                    f"{element.name} is compressed with a filter that h5py lacks; pip install hdf5plugin"
+                ) from error
+            return read_elem(element)
 
 
 def _open(path: Path) -> Any:

@@ -145,8 +145,9 @@ class ChunkReader:
         if not (unchanged(self.data) and unchanged(self.indices)):
             raise DataFileError(f"{self._place} was changed or replaced while in use; open the atlas again")
         if self._opened is None or self._opened[0] != os.getpid():
-            parts = (array_of(self.data), array_of(self.indices))
-            self._opened = (os.getpid(), _csr.StoredCsr(self._place, *parts, self._indptr, self._n_vars))
+            with StoreErrors(self._place, opening=True):
+                parts = (array_of(self.data), array_of(self.indices))
+                self._opened = (os.getpid(), _csr.StoredCsr(self._place, *parts, self._indptr, self._n_vars))
         return self._opened[1]
 
     def _errors(self) -> StoreErrors:
@@ -232,13 +233,14 @@ class LibraryReader:
 class StoreErrors:
     """Turns the errors of `scdd._csr` about files into those of scdd, within a ``with`` block."""
 
-    def __init__(self, place: str):
-        self._place = place
+    def __init__(self, place: str, *, opening: bool = False):
+        # What is wrong with a table is the file's fault; what is wrong with rows is the caller's.
+        self._place, self._opening = place, opening
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, (_csr.StoreError, ValueError)) and not isinstance(error, DataFileError):
+        if isinstance(error, _csr.StoreError) or (self._opening and isinstance(error, ValueError)):
             said = str(error)
             prefix = "" if said.startswith(self._place) else f"{self._place}: "
             raise DataFileError(f"{prefix}{said}; copy or write the file again") from error
@@ -291,7 +293,7 @@ def _read_indptr(group: Any, n_rows: int, place: str) -> np.ndarray:
         if fault is None and stored.shape != (n_rows + 1,):
             fault = f"indptr has {stored.shape[0]} entries for {n_rows} rows"
         elif fault is None:
-            indptr = np.asarray(stored[...]).astype(np.int64)
+            indptr = _whole(stored).astype(np.int64)
     except (KeyError, OSError, RuntimeError, ValueError, IndexError) as error:
         raise DataFileError(f"{place} cannot be read ({error}); copy or write the file again") from error
     if fault is None and (indptr[0] != 0 or np.any(np.diff(indptr) < 0)):
@@ -301,6 +303,21 @@ def _read_indptr(group: Any, n_rows: int, place: str) -> np.ndarray:
     if fault:
         raise DataFileError(f"{place} is corrupt: {fault}; write the file again")
     return indptr
+
+
+def _whole(array: Any) -> np.ndarray:
+    """All elements, past h5py where it lacks the filter that we have."""
+    try:
+        return np.asarray(array[...])
+    except OSError:
+        try:
+            layout = layout_of(array, codecs=_csr.codecs())
+        except NotDirect:
+            layout = None
+        if layout is None:
+            raise
+        elements = array_of(layout).read(0, layout.length)
+        return elements.view(layout.dtype.newbyteorder("="))
 
 
 def _dtype_fault(data: np.dtype, indices: np.dtype, indptr: np.dtype) -> str | None:
@@ -320,7 +337,7 @@ def _reader_of(group: Any, stored: StoredCsr) -> tuple[ChunkReader | LibraryRead
             self_check(layout, group[name], _csr.decode_chunk)
             if layout.fill_value and layout.dtype.kind != "f":
                 raise NotDirect(f"{layout.name} has the fill value {layout.fill_value:g}")
-        with StoreErrors(stored.place):
+        with StoreErrors(stored.place, opening=True):
             return ChunkReader(data, indices, stored.indptr, stored.shape[1], stored.place), None
     except NotDirect as reason:
         return LibraryReader(group, stored.indptr, stored.shape[1], stored.place), str(reason)

@@ -42,7 +42,7 @@ class CellDataset(IterableDataset):
         return len(self.loader)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next iteration that of ``epoch``; with workers, before each iteration of the DataLoader."""
+        """Make the next iteration that of ``epoch``; with workers, before each one of the DataLoader."""
         self.loader.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:

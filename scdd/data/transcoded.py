@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -28,8 +28,12 @@ log = logging.getLogger("scdd")
 _MEMORY = 1 << 28
 
 
-# Records, where each begins, and the block that they were made from.
-_Packed = tuple[np.ndarray, np.ndarray, sparse.csr_matrix]
+class _Packed(NamedTuple):
+    """Records, where each begins, and the block that they were made from."""
+
+    records: np.ndarray
+    offsets: np.ndarray
+    block: sparse.csr_matrix
 
 
 class TranscodedRows(BlockMatrix):
@@ -75,9 +79,7 @@ class TranscodedRows(BlockMatrix):
         return self._opened
 
     def _convert(self) -> tuple[np.ndarray, np.ndarray, Faults]:
-        log.warning(
-            "%s is stored by columns and is converted to rows; `scdd pack` keeps the result", self.place
-        )
+        log.warning("%s is stored by columns and is turned; `scdd pack` keeps the result", self.place)
         folder = Path(tempfile.mkdtemp(prefix="scdd-rows-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         blocks = rows_of_columns(
@@ -112,4 +114,4 @@ def _packed(
     for block in blocks:
         arrays = (block.data, block.indices, block.indptr.astype(np.int64), block.shape[1])
         records, offsets = _csr.pack_rows(*arrays, threads=thread_count(None))
-        yield records, offsets, block
+        yield _Packed(records, offsets, block)

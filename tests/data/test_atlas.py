@@ -225,3 +225,107 @@ def test_notes_name_a_scale_that_is_not_ten_thousand(adata):
     adata.X = sparse.csr_matrix(np.log1p(adata.X.toarray() / adata.X.sum(1) * 3_000))
     notes = scdd.Atlas(adata, expression="log1p").notes()
     assert any("3,000 counts a cell" in note for note in notes)
+
+
+@pytest.fixture
+def three(adata, tmp_path):
+    """Parts of one atlas with other genes, orders and categories: an h5ad, a zarr store and an AnnData."""
+    parts = [adata[:70, :40], adata[70:150, 10:][:, ::-1], adata[150:, 5:50]]
+    parts = [part.copy() for part in parts]
+    for number, part in enumerate(parts):
+        part.obs["batch"] = pd.Categorical([f"b{number}"] * part.n_obs)
+        part.obs[f"only_{number}"] = float(number)
+    parts[0].write_h5ad(tmp_path / "a.h5ad", compression="gzip")
+    parts[1].write_zarr(tmp_path / "b.zarr")
+    return parts, [tmp_path / "a.h5ad", tmp_path / "b.zarr", parts[2]]
+
+
+@pytest.mark.parametrize("join", ["inner", "outer"])
+def test_several_sources_are_what_anndata_concatenates(three, join):
+    parts, sources = three
+    atlas = scdd.Atlas(sources, join=join)
+    expected = ad.concat(parts, join=join, fill_value=0)
+    assert set(atlas.var_names) == set(expected.var_names)
+    wanted = sparse.csr_matrix(expected[:, atlas.var_names].X)
+    assert list(atlas.obs.index) == list(expected.obs.index)
+    for rows in (np.arange(240), np.array([239, 0, 75, 75, 149, 150, 69, 70]), np.array([], dtype=int)):
+        np.testing.assert_array_equal(atlas.read(rows).toarray(), wanted[rows].toarray())
+    for column in ("cell_type", "donor", "batch"):
+        assert atlas.obs[column].dtype == "category"
+        assert list(atlas.obs[column]) == list(expected.obs[column])
+    assert list(atlas.obs["batch"].cat.categories) == ["b0", "b1", "b2"]
+    assert atlas.obs["only_1"].notna().sum() == 80
+    assert list(atlas.obs["source"].value_counts(sort=False)) == [70, 80, 90]
+
+
+@pytest.mark.filterwarnings("ignore:batches are mixed badly")
+@pytest.mark.parametrize("join", ["inner", "outer"])
+def test_a_loader_over_several_sources_delivers_what_anndata_concatenates(three, join):
+    parts, sources = three
+    atlas = scdd.Atlas(sources, join=join)
+    wanted = sparse.csr_matrix(ad.concat(parts, join=join, fill_value=0)[:, atlas.var_names].X)
+    met = []
+    for batch in scdd.CellLoader(atlas, batch_size=32, window=96, normalise=False, labels="batch"):
+        np.testing.assert_array_equal(batch.x, wanted[batch.row_ids].toarray())
+        np.testing.assert_array_equal(batch.totals, batch.x.astype(np.float64).sum(1))  # of the atlas's genes
+        np.testing.assert_array_equal(batch.codes["batch"], np.searchsorted([70, 150], batch.row_ids, "right"))
+        met.append(batch.row_ids)
+    np.testing.assert_array_equal(np.sort(np.concatenate(met)), np.arange(240))
+
+
+def test_genes_may_be_given_and_those_missing_are_zero(adata, three):
+    _, sources = three
+    genes = ["GENE45", "GENE3", "GENE20", "GENE59", "nowhere"]
+    atlas = scdd.Atlas(sources, genes=genes)
+    assert list(atlas.var_names) == genes
+    expected = np.zeros((240, 5), np.float32)
+    columns = {"GENE45": 0, "GENE3": 1, "GENE20": 2, "GENE59": 3}
+    known = [set(map(str, adata.var_names[:40])), set(map(str, adata.var_names[10:])), set(map(str, adata.var_names[5:50]))]
+    for number, rows in enumerate((slice(0, 70), slice(70, 150), slice(150, 240))):
+        for gene, column in columns.items():
+            if gene in known[number]:
+                expected[rows, column] = adata.X[rows, int(gene[4:])].toarray().ravel()
+    np.testing.assert_array_equal(atlas.read(np.arange(240)).toarray(), expected)
+    for batch in scdd.CellLoader(atlas, batch_size=64, normalise=False):
+        np.testing.assert_array_equal(batch.x, expected[batch.row_ids])
+    notes = " ".join(atlas.notes())
+    assert "a.h5ad lacks 3 genes, e.g. GENE45: they are zero in its cells" in notes
+    assert "b.zarr lacks 2 genes, e.g. GENE3" in notes
+    single = scdd.Atlas(sources[0], genes=["GENE7", "GENE2"])
+    np.testing.assert_array_equal(single.read([3, 1]).toarray(), adata.X[[3, 1]][:, [7, 2]].toarray())
+    for given, message in [([], "empty"), (["GENE1", "GENE1"], "a gene twice"), (["x"], "no source has one of them")]:
+        with pytest.raises(InputError, match=message):
+            scdd.Atlas(sources, genes=given)
+
+
+def test_notes_of_joined_sources(three):
+    _, sources = three
+    notes = " ".join(scdd.Atlas(sources).notes())
+    assert "3 files share 30 genes; 30 others are left out, also of the totals of cells" in notes
+    notes = " ".join(scdd.Atlas(sources, join="outer").notes())
+    assert "a.h5ad lacks 20 genes, e.g. GENE40" in notes
+
+
+def test_raw_counts_bring_the_genes_of_raw(adata, tmp_path):
+    adata.raw = adata.copy()
+    adata = adata[:, 20:30].copy()
+    adata.X = np.random.default_rng(0).standard_normal(adata.shape).astype("f4")
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    atlas = scdd.Atlas(tmp_path / "a.h5ad")
+    assert atlas.layer == "raw/X"
+    assert list(atlas.var_names) == list(adata.raw.var_names)
+    np.testing.assert_array_equal(atlas.read([7, 3]).toarray(), adata.raw.X[[7, 3]].toarray())
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc", "dense", "zarr", "backed"])
+def test_the_loader_reads_every_source(adata, tmp_path, kind):
+    path = _written(adata, tmp_path, "csr" if kind == "backed" else kind)
+    atlas = scdd.Atlas(ad.read_h5ad(path, backed="r") if kind == "backed" else path)
+    for output in ("dense", "csr"):
+        loader = scdd.CellLoader(atlas, batch_size=50, normalise=False, output=output)
+        met = []
+        for batch in loader:
+            x = batch.x if output == "dense" else batch.x.toarray()
+            np.testing.assert_array_equal(x, adata.X[batch.row_ids].toarray())
+            met.append(batch.row_ids)
+        np.testing.assert_array_equal(np.sort(np.concatenate(met)), np.arange(240))
