@@ -95,8 +95,8 @@ class TranscodedRows(BlockMatrix):
                     row += block.shape[0]
         except OSError as error:
             raise DataFileError(
-                f"{self.place} cannot be converted to rows in {folder} ({error.strerror or error}); free space "
-                "there, or set TMPDIR to a folder with more"
+                f"{self.place} cannot be converted to rows in {folder} ({error.strerror or error}); free "
+                "space there, or set TMPDIR to a folder with more"
             ) from error
         size = (folder / "rows.bin").stat().st_size
         records = np.memmap(folder / "rows.bin", dtype=np.uint8, mode="r") if size else np.empty(0, np.uint8)
@@ -104,13 +104,12 @@ class TranscodedRows(BlockMatrix):
 
     def __reduce__(self) -> Any:
         raise DataFileError(
-            f"{self.place} is stored by columns and cannot be handed to another process; run `scdd pack` first"
+            f"{self.place} is stored by columns and cannot be handed to another process; "
+            "run `scdd pack` first"
         )
 
 
-def _packed(
-    blocks: Iterator[sparse.csr_matrix],
-) -> Iterator[tuple[np.ndarray, np.ndarray, sparse.csr_matrix]]:
+def _packed(blocks: Iterator[sparse.csr_matrix]) -> Iterator[_Packed]:
     for block in blocks:
         arrays = (block.data, block.indices, block.indptr.astype(np.int64), block.shape[1])
         records, offsets = _csr.pack_rows(*arrays, threads=thread_count(None))
