@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -134,7 +135,7 @@ class Schedule:
             preload = 0  # a thread costs more than it hides where nothing is read
         preload = choose_preload(costs, preload, windows=0 if free else 2, memory_limit=memory_limit)
         if options["shuffle"] and sampler != "balanced":
-            rows = rows[np.argsort(atlas.rows[rows], kind="stable")]  # so that a block is a run of the file
+            rows = in_passes(rows, atlas.rows[rows])  # so that a block is a run of the file
         return cls(
             atlas=atlas,
             rows=rows,
@@ -167,9 +168,18 @@ class Schedule:
         )
         return Epoch(number, rows, order, self._class_batches(number, sizes), self.drop_last)
 
+    @cached_property
+    def first(self) -> Epoch:
+        """Epoch 0, which the plan and the settings are told from."""
+        return self.epoch(0)
+
     def settings(self) -> dict[str, Any]:
         """What two schedules must share to give the same batches; JSON-able."""
-        order = self.epoch(0).order.settings()
+        return dict(self._settings)
+
+    @cached_property
+    def _settings(self) -> dict[str, Any]:
+        order = self.first.order.settings()
         rows = zlib.crc32(np.ascontiguousarray(self.atlas.rows[self.rows]).tobytes())
         codes = None if self.codes is None or self.sampler is None else zlib.crc32(self.codes.tobytes())
         chosen = {"sampler": self.sampler, "codes": codes, "rows": rows, "drop_last": self.drop_last}
@@ -177,7 +187,7 @@ class Schedule:
 
     def plan(self) -> LoaderPlan:
         """What the first epoch costs, and how well it mixes."""
-        epoch = self.epoch(0)
+        epoch = self.first
         order, edges = epoch.order, epoch.order.edges
         window = min(order.batches_per_window * self.batch_size, max(order.n_own, 1))
         windows = 0 if self.random_access else 2
@@ -205,7 +215,7 @@ class Schedule:
         if self.sampler != "balanced" or self.codes is None:
             return self.rows
         drawn = self.rows[BalancedSampler(self.codes, self.seed).cells(number)]
-        return drawn[np.argsort(self.atlas.rows[drawn], kind="stable")]
+        return in_passes(drawn, self.atlas.rows[drawn])
 
     def _sizes(self, rows: np.ndarray) -> Sizes:
         if self.random_access:
@@ -227,6 +237,20 @@ class Schedule:
             return None
         own = (self.batch_size, sizes.edges, sizes.window, self.seed, number, self.shuffle, self.drop_last)
         return ClassBatches(self.codes, *own).batches()
+
+
+def in_passes(rows: np.ndarray, store_rows: np.ndarray) -> np.ndarray:
+    """``rows`` in passes over the store: each cell for the first time, those that repeat for the second, ...
+
+    Copies of a cell side by side would be one block, and a class that is repeated a hundred times would come
+    all at once.
+    """
+    order = np.argsort(store_rows, kind="stable")
+    ordered = store_rows[order]
+    begins = np.concatenate([[True], np.diff(ordered) != 0])[: len(ordered)]
+    places = np.arange(len(ordered))
+    copy = places - np.maximum.accumulate(np.where(begins, places, 0)) if len(ordered) else places
+    return rows[order[np.lexsort((ordered, copy))]]
 
 
 def _costs(

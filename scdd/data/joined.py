@@ -113,24 +113,33 @@ class JoinedRows:
         return window
 
     def block_edges(self, rows: np.ndarray, cells: int, *, aligned: bool) -> np.ndarray:
-        """Where blocks of about ``cells`` of the ascending store ``rows`` begin, int64 [n_blocks + 1].
+        """Where blocks of about ``cells`` of the store ``rows`` begin, int64 [n_blocks + 1].
 
-        ``aligned`` blocks begin where a chunk of the file does, as far as that leaves at least about
-        ``cells``.
+        ``aligned`` blocks begin where a chunk of the file does, as far as that leaves about ``cells`` or more.
+        A block never goes on where rows do not ascend: no cell is in it twice.
         """
-        edges = [np.zeros(1, dtype=np.int64)]
-        for number, source in enumerate(self.sources):
-            first, last = np.searchsorted(rows, self.starts[number : number + 2])
+        n = len(rows)
+        if not n:
+            return np.zeros(1, dtype=np.int64)
+        unit, chunked = self._units(rows, aligned=aligned)
+        begins = np.concatenate([[True], np.diff(rows) <= 0])
+        offset = np.arange(n) - np.maximum.accumulate(np.where(begins, np.arange(n), 0))
+        candidate = begins | np.where(chunked, np.diff(unit, prepend=-1) != 0, offset % cells == 0)
+        places = np.flatnonzero(candidate)
+        kept = begins[places] | (np.diff(offset[places] // cells, prepend=-1) != 0)
+        return np.append(places[kept], n).astype(np.int64)
+
+    def _units(self, rows: np.ndarray, *, aligned: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Number of the chunk that each row begins in, and whether its source has chunks to go by."""
+        units = [np.zeros(0, dtype=np.int64)]
+        has_chunks = []
+        for source, start in zip(self.sources, self.starts[:-1], strict=True):
             chunks = source.matrix.chunk_rows if aligned else None
-            if chunks is None:
-                edges.append(np.arange(first, last, cells, dtype=np.int64))
-                continue
-            found = np.unique(np.searchsorted(rows[first:last], chunks + self.starts[number])).astype(
-                np.int64
-            )
-            group = found // cells
-            edges.append(first + found[np.diff(group, prepend=-1) > 0])
-        return np.unique(np.concatenate([*edges, [len(rows)]])).astype(np.int64)
+            has_chunks.append(chunks is not None)
+            units.append(start + (np.zeros(1, dtype=np.int64) if chunks is None else chunks))
+        first = np.unique(np.concatenate([*units, self.starts[:-1]]))
+        owner = np.searchsorted(self.starts, rows, side="right") - 1
+        return np.searchsorted(first, rows, side="right"), np.array(has_chunks)[owner]
 
     def _owners(self, rows: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
         """Each source that owns some of the rows, and the places of these."""

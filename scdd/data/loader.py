@@ -170,7 +170,7 @@ class CellLoader:
             self.tokens,
         )
         self._segments = _csr.SegmentPool()
-        self._epoch = self._schedule.epoch(0)
+        self._epoch = self._schedule.first
         self._batch = self._resume_at = 0
         self._warn_of_bad_mixing()
 

@@ -83,8 +83,13 @@ def pack(
     _refuse(path, atlas, source, overwrite)
     if not overwrite and is_fresh(path, atlas):
         return PackedStore.open(path)
-    with _new_folder(path) as folder, progress_bar("packing", atlas.n_obs, enabled=progress) as advance:
-        _write(folder, atlas, source, threads, advance)
+    try:
+        with _new_folder(path) as folder, progress_bar("packing", atlas.n_obs, enabled=progress) as advance:
+            _write(folder, atlas, source, threads, advance)
+    except DataFileError:
+        # Another process, e.g. the next rank, may have put the same there in the meantime.
+        if overwrite or not is_fresh(path, atlas):
+            raise
     return PackedStore.open(path)
 
 

@@ -268,7 +268,9 @@ def test_a_loader_over_several_sources_delivers_what_anndata_concatenates(three,
     for batch in scdd.CellLoader(atlas, batch_size=32, window=96, normalise=False, labels="batch"):
         np.testing.assert_array_equal(batch.x, wanted[batch.row_ids].toarray())
         np.testing.assert_array_equal(batch.totals, batch.x.astype(np.float64).sum(1))  # of the atlas's genes
-        np.testing.assert_array_equal(batch.codes["batch"], np.searchsorted([70, 150], batch.row_ids, "right"))
+        np.testing.assert_array_equal(
+            batch.codes["batch"], np.searchsorted([70, 150], batch.row_ids, "right")
+        )
         met.append(batch.row_ids)
     np.testing.assert_array_equal(np.sort(np.concatenate(met)), np.arange(240))
 
@@ -280,7 +282,11 @@ def test_genes_may_be_given_and_those_missing_are_zero(adata, three):
     assert list(atlas.var_names) == genes
     expected = np.zeros((240, 5), np.float32)
     columns = {"GENE45": 0, "GENE3": 1, "GENE20": 2, "GENE59": 3}
-    known = [set(map(str, adata.var_names[:40])), set(map(str, adata.var_names[10:])), set(map(str, adata.var_names[5:50]))]
+    known = [
+        set(map(str, adata.var_names[:40])),
+        set(map(str, adata.var_names[10:])),
+        set(map(str, adata.var_names[5:50])),
+    ]
     for number, rows in enumerate((slice(0, 70), slice(70, 150), slice(150, 240))):
         for gene, column in columns.items():
             if gene in known[number]:
@@ -293,7 +299,11 @@ def test_genes_may_be_given_and_those_missing_are_zero(adata, three):
     assert "b.zarr lacks 2 genes, e.g. GENE3" in notes
     single = scdd.Atlas(sources[0], genes=["GENE7", "GENE2"])
     np.testing.assert_array_equal(single.read([3, 1]).toarray(), adata.X[[3, 1]][:, [7, 2]].toarray())
-    for given, message in [([], "empty"), (["GENE1", "GENE1"], "a gene twice"), (["x"], "no source has one of them")]:
+    for given, message in [
+        ([], "empty"),
+        (["GENE1", "GENE1"], "a gene twice"),
+        (["x"], "no source has one of them"),
+    ]:
         with pytest.raises(InputError, match=message):
             scdd.Atlas(sources, genes=given)
 

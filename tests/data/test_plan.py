@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ from scipy import sparse
 
 from scdd import _csr
 from scdd.data.atlas import Atlas
+from scdd.data.joined import JoinedRows
 from scdd.data.loader import CellLoader
 from scdd.data.plan import choose_sizes
 from scdd.data.shuffle import EpochOrder, mean_block, variance_inflation
@@ -175,6 +177,52 @@ def test_defaults_mix_well(batch_size):
     assert found <= 1.25 * 1.05  # of a sample
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n_sources=st.integers(1, 3),
+    cells=st.integers(1, 40),
+    aligned=st.booleans(),
+    passes=st.integers(1, 3),
+)
+def test_blocks_begin_where_chunks_do_and_hold_no_cell_twice(seed, n_sources, cells, aligned, passes):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 120, n_sources)
+    chunks = [
+        None if rng.random() < 0.3 else np.unique(np.r_[0, rng.integers(0, n, rng.integers(0, 12))])
+        for n in sizes
+    ]
+    names = pd.Index(["g0"])
+    sources = [
+        SimpleNamespace(obs=range(n), var_names=names, matrix=SimpleNamespace(chunk_rows=begins))
+        for n, begins in zip(sizes, chunks, strict=True)
+    ]
+    store = JoinedRows(sources, names)
+    n_rows = int(sizes.sum())
+    parts = [
+        np.sort(rng.choice(n_rows, int(rng.integers(0, n_rows + 1)), replace=False)) for _ in range(passes)
+    ]
+    rows = np.concatenate(parts).astype(np.int64)
+    edges = store.block_edges(rows, cells, aligned=aligned)
+    assert edges.dtype == np.int64
+    assert edges[0] == 0
+    assert edges[-1] == len(rows)
+    assert (np.diff(edges) > 0).all()
+    blocks = np.split(rows, edges[1:-1]) if len(rows) else []
+    assert all((np.diff(block) > 0).all() for block in blocks)
+    starts = np.cumsum([0, *sizes])
+    all_chunks = [start + begins for start, begins in zip(starts, chunks, strict=False) if begins is not None]
+    begins = np.concatenate([*all_chunks, starts])
+    for before, block in itertools.pairwise(blocks):
+        ascends = block[0] > before[-1]
+        chunked = chunks[int(np.searchsorted(starts, block[0], side="right")) - 1] is not None
+        if ascends and aligned and chunked:
+            # No chunk is cut: one begins between the last cell of the block before and the first of this.
+            assert ((begins > before[-1]) & (begins <= block[0])).any()
+    if not aligned:
+        assert all(len(block) <= cells for block in blocks)
+
+
 # The plan of a loader
 
 
@@ -234,7 +282,9 @@ def test_the_memory_of_a_plan_adds_up_and_stays_within_the_limit(atlas, batch_si
         assert plan.n_windows == -(-6_000 // plan.window)
         assert preload is None or loader.preload == preload
         if "shuffle" not in options:
-            expected = variance_inflation(plan.block_size, batch_size, plan.window) if plan.n_windows > 1 else 1.0
+            expected = (
+                variance_inflation(plan.block_size, batch_size, plan.window) if plan.n_windows > 1 else 1.0
+            )
             assert plan.variance_inflation == pytest.approx(expected)
 
 
@@ -250,7 +300,9 @@ def test_a_window_is_no_larger_than_planned(tmp_path, counts):
     pool = _csr.SegmentPool()
     for start in (0, 1_000):
         window = atlas.store.window(np.arange(start, start + 5_000), pool=pool, threads=1)
-        assert window.nbytes <= plan.window_bytes + (1 << 20)  # the last segment of each thread may be half full
+        assert window.nbytes <= plan.window_bytes + (
+            1 << 20
+        )  # the last segment of each thread may be half full
         if counts == "two bytes":
             assert window.nbytes >= 0.8 * plan.window_bytes
 
@@ -303,7 +355,9 @@ def test_resident_memory_stays_within_the_limit(tmp_path):
     adata.write_h5ad(path)
     with h5py.File(path, "r+") as file:
         group = file.create_group("X") if "X" not in file else file["X"]
-        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": matrix.shape})
+        group.attrs.update(
+            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": matrix.shape}
+        )
         group.create_dataset("indptr", data=matrix.indptr)
         for name in ("data", "indices"):
             values = getattr(matrix, name)
