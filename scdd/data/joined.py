@@ -115,7 +115,7 @@ class JoinedRows:
     def block_edges(self, rows: np.ndarray, cells: int, *, aligned: bool) -> np.ndarray:
         """Where blocks of about ``cells`` of the store ``rows`` begin, int64 [n_blocks + 1].
 
-        ``aligned`` blocks begin where a chunk of the file does, as far as that leaves about ``cells`` or more.
+        ``aligned`` blocks begin where a chunk of the file does, if that leaves about ``cells`` or more.
         A block never goes on where rows do not ascend: no cell is in it twice.
         """
         n = len(rows)
