@@ -25,6 +25,12 @@ struct DecodesInto : std::false_type {};
 template <class Rows>
 struct DecodesInto<Rows, std::void_t<decltype(&Rows::decode_into)>> : std::true_type {};
 
+// Whether a source wants to know early which rows will be asked for their size.
+template <class Rows, class = void>
+struct TakesHints : std::false_type {};
+template <class Rows>
+struct TakesHints<Rows, std::void_t<decltype(&Rows::hint)>> : std::true_type {};
+
 // column_of_gene == nullptr keeps every gene at its own place.
 template <class Rows>
 struct CsrGather {
@@ -40,7 +46,10 @@ struct CsrGather {
     indptr[0] = 0;
     parallel_ranges(n, threads, [&](int64_t begin, int64_t end) {
       RowScratch scratch;
-      for (int64_t i = begin; i < end; ++i) indptr[i + 1] = count_row(rows[i], i + 1 < end ? rows[i + 1] : -1, scratch);
+      for (int64_t i = begin; i < end; ++i) {
+        if constexpr (TakesHints<Rows>::value) source.hint(i + kAhead < end ? rows[i + kAhead] : -1);
+        indptr[i + 1] = count_row(rows[i], i + 1 < end ? rows[i + 1] : -1, scratch);
+      }
     });
     for (int64_t i = 0; i < n; ++i) indptr[i + 1] += indptr[i];
   }
@@ -73,7 +82,8 @@ struct CsrGather {
   }
 
  private:
-  static constexpr size_t kSlack = 64;  // decoders may write whole vectors
+  static constexpr size_t kSlack = 64;   // decoders may write whole vectors
+  static constexpr int64_t kAhead = 16;  // rows: a size lies in far memory, some hundred nanoseconds away
 
   int64_t count_row(int64_t row, int64_t next, RowScratch& scratch) const {
     if (!column_of_gene) return source.size(row);

@@ -24,6 +24,7 @@ class PackedSource {
   }
 
   int64_t size(int64_t row) const { return packed_.size(row); }
+  void hint(int64_t row) const { packed_.prefetch_header(row); }
   double total(int64_t row) const { return packed_.total(row); }
 
   template <class F>

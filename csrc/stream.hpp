@@ -13,6 +13,7 @@
 namespace scdd {
 
 inline void stream_copy(void* to, const void* from, size_t size) {
+  if (size == 0) return;  // either may be null then, which memcpy must not be given
 #if defined(__SSE2__)
   auto* out = static_cast<uint8_t*>(to);
   const auto* in = static_cast<const uint8_t*>(from);

@@ -1,4 +1,4 @@
-"""The verbs: distill, train, generate, evaluate, simulate, info."""
+"""The verbs: distill, train, generate, evaluate, simulate, pack, info."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scdd.cli import options as opt
+from scdd.cli import pack as pack_verb
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
@@ -404,14 +405,17 @@ def simulate(
     typer.echo(f"wrote {out}: {cells:,} cells")
 
 
+pack_verb.register(app)
+
+
 @app.command(epilog="Example: scdd info atlas.h5ad --label cell_type")
 def info(
-    path: Annotated[Path, typer.Argument(help="An atlas, a distilled set or a saved model.")],
+    path: Annotated[Path, typer.Argument(help="A file of cells, a packed folder or a saved model.")],
     label: Annotated[
         str | None, typer.Option("--label", "-l", help="Count the cells of every class of this column.")
     ] = None,
 ) -> None:
-    """Say what a file holds: cells, genes, kinds of expression, columns, provenance."""
+    """Say what a file holds: cells, genes, kinds of expression, columns; and how fast it is read, and why."""
     from scdd.data.describe import describe
 
     typer.echo(describe(path, label))

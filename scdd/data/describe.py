@@ -4,39 +4,46 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from scdd.data.atlas import Atlas
-from scdd.data.expression import look
 from scdd.data.source import store_of
+from scdd.data.survey import survey
 from scdd.errors import InputError
+
+if TYPE_CHECKING:
+    from scdd.data.source import Store
 
 
 def describe(path: str | Path, label: str | None = None) -> str:
-    """A few lines on an atlas, a distilled set or the folder of a saved model."""
+    """A few lines on an atlas, a distilled set or the folder of a saved model.
+
+    Of every matrix: its values, how it lies in the file, and how fast cells are read from it.
+    """
     path = Path(path)
     if (path / "config.json").exists():
         return _model(path)
     store = store_of(path)
     lines = [f"{path}: {len(store.obs):,} cells"]
-    for name, open_layer in store.layers.items():
+    for name in store.layers:
         genes = len(store.var_names["raw/X" if name == "raw/X" else "X"])
-        lines.append(f"  {name}: {genes:,} genes, {look(open_layer()).describe()}")
+        found = survey(path, store, name)
+        lines.append(f"  {name}: {genes:,} genes, {found.values.describe()}")
+        lines += [f"    {line}" for line in found.lines]
     lines.append("  obs columns:")
     for key in store.obs:
         column = store.obs[key]
         missing = f", {int(column.isna().sum())} missing" if column.isna().any() else ""
         lines.append(f"    {key}: {column.nunique()} values{missing}")
     if label is not None:
-        lines += _classes(path, label)
+        lines += _classes(store, label)
     return "\n".join(lines)
 
 
-def _classes(path: Path, label: str) -> list[str]:
-    try:
-        column = Atlas(str(path), expression="auto").column(label)
-    except InputError:
-        column = Atlas(str(path), expression="fractional").column(label)
-    counts = column.value_counts()
+def _classes(store: Store, label: str) -> list[str]:
+    if label not in store.obs:
+        known = ", ".join(map(str, store.obs.columns)) or "none"
+        raise InputError(f"obs has no column {label!r} in {store.name}; its columns are: {known}")
+    counts = store.obs[label].value_counts()
     return [f"  {label}:", *(f"    {name}: {n:,}" for name, n in counts.items())]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -169,7 +170,7 @@ class CellLoader:
             atlas.mean_entries,
             self.tokens,
         )
-        self._segments = _csr.SegmentPool()
+        self._owner, self._segments = os.getpid(), _csr.SegmentPool()
         self._epoch = self._schedule.first
         self._batch = self._resume_at = 0
         self._warn_of_bad_mixing()
@@ -259,11 +260,15 @@ class CellLoader:
                 continue
             # Ascending and each once: what a file is read best by.
             distinct, places = np.unique(wanted, return_inverse=True)
-            window = self.atlas.store.window(
-                distinct, pool=self._segments, threads=self.workers, cancel=cancel
-            )
+            window = self.atlas.store.window(distinct, pool=self._pool(), threads=self.workers, cancel=cancel)
             yield Span(window, places.astype(np.int64), row_ids, bounds)
             del window
+
+    def _pool(self) -> _csr.SegmentPool:
+        # After a fork the pool's lock may be held by a thread that only the parent has.
+        if self._owner != os.getpid():
+            self._owner, self._segments = os.getpid(), _csr.SegmentPool()
+        return self._segments
 
     def _warn_of_bad_mixing(self) -> None:
         plan = self._schedule.plan()
@@ -281,7 +286,7 @@ class CellLoader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._segments = _csr.SegmentPool()
+        self._owner, self._segments = os.getpid(), _csr.SegmentPool()
         self._direct = _random_access(self.atlas, self._cache)
 
 
