@@ -100,7 +100,17 @@ def flags() -> tuple[list[str], list[str]]:
     if sanitizers:
         both += [f"-fsanitize={','.join(sanitizers)}", "-fno-omit-frame-pointer", "-g"]
     codecs, libraries = codec_flags()
-    compile_flags = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", *both, *codecs]
+    compile_flags = [
+        "-std=c++17",
+        "-O3",
+        "-fPIC",
+        "-ffp-contract=off",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        *both,
+        *codecs,
+    ]
     compile_flags += [f"-I{ROOT / 'csrc'}", f"-isystem{pybind11.get_include()}", f"-isystem{include}"]
     link_flags = ["-shared", *both] + (["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else [])
     compile_flags += os.environ.get("CXXFLAGS", "").split()

@@ -17,10 +17,10 @@ namespace scdd {
 struct FreeBytes {
   void operator()(uint8_t* bytes) const { std::free(bytes); }
 };
-using Segment = std::unique_ptr<uint8_t, FreeBytes>;
+using Bytes = std::unique_ptr<uint8_t, FreeBytes>;
 
 // `size` bytes, where it helps in pages of 2 MiB: each page costs a fault the first time it is touched.
-inline Segment allocate(size_t size) {
+inline Bytes allocate(size_t size) {
   constexpr size_t kLargePage = size_t{1} << 21;
   void* bytes = nullptr;
   const size_t alignment = size >= kLargePage ? kLargePage : 64;
@@ -28,33 +28,39 @@ inline Segment allocate(size_t size) {
 #ifdef MADV_HUGEPAGE
   if (size >= kLargePage) madvise(bytes, size, MADV_HUGEPAGE);  // a hint, which may be refused
 #endif
-  return Segment(static_cast<uint8_t*>(bytes));
+  return Bytes(static_cast<uint8_t*>(bytes));
 }
 
-// Segments of one size, kept for reuse.
+// Segments of one size, kept for reuse. They are cut from slabs: a process may have only so many mappings, and of a
+// slab only what is touched takes memory.
 class SegmentPool {
  public:
-  static constexpr size_t kBytes = size_t{1} << 21;
+  // A segment that a thread has begun and not filled is wasted: small windows want small ones.
+  explicit SegmentPool(size_t segment_bytes) : bytes_(segment_bytes) {}
+  size_t segment_bytes() const { return bytes_; }
 
-  Segment take() {
-    {
-      const std::lock_guard<std::mutex> hold(mutex_);
-      if (!free_.empty()) {
-        Segment segment = std::move(free_.back());
-        free_.pop_back();
-        return segment;
-      }
-    }
-    return allocate(kBytes);
-  }
-  void give(std::vector<Segment>&& segments) {
+  uint8_t* take() {
     const std::lock_guard<std::mutex> hold(mutex_);
-    for (auto& segment : segments) free_.push_back(std::move(segment));
+    if (free_.empty()) {
+      slabs_.push_back(allocate(kSegments * bytes_));
+      // Backwards, so that a slab is used from its beginning.
+      for (size_t k = kSegments; k-- > 0;) free_.push_back(slabs_.back().get() + k * bytes_);
+    }
+    uint8_t* segment = free_.back();
+    free_.pop_back();
+    return segment;
+  }
+  void give(const std::vector<uint8_t*>& segments) {
+    const std::lock_guard<std::mutex> hold(mutex_);
+    free_.insert(free_.end(), segments.begin(), segments.end());
   }
 
  private:
+  static constexpr size_t kSegments = 32;
+  size_t bytes_;
   std::mutex mutex_;
-  std::vector<Segment> free_;
+  std::vector<Bytes> slabs_;
+  std::vector<uint8_t*> free_;
 };
 
 // For one thread at a time.
@@ -62,26 +68,24 @@ class Arena {
  public:
   explicit Arena(std::shared_ptr<SegmentPool> pool) : pool_(std::move(pool)) {}
   ~Arena() {
-    if (pool_) pool_->give(std::move(segments_));
+    pool_->give(segments_);
   }
-  Arena(Arena&&) = default;
-  Arena& operator=(Arena&&) = delete;
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
 
   // `size` bytes, aligned to 8.
   uint8_t* take(size_t size) {
     size = (size + 7) / 8 * 8;
-    if (size > SegmentPool::kBytes) {
+    if (size > pool_->segment_bytes()) {
       large_.push_back(allocate(size));
       bytes_ += size;
       return large_.back().get();
     }
     if (size > left_) {
       segments_.push_back(pool_->take());
-      cursor_ = segments_.back().get();
-      left_ = SegmentPool::kBytes;
-      bytes_ += SegmentPool::kBytes;
+      cursor_ = segments_.back();
+      left_ = pool_->segment_bytes();
+      bytes_ += left_;
     }
     uint8_t* taken = cursor_;
     cursor_ += size;
@@ -92,7 +96,8 @@ class Arena {
 
  private:
   std::shared_ptr<SegmentPool> pool_;
-  std::vector<Segment> segments_, large_;
+  std::vector<uint8_t*> segments_;
+  std::vector<Bytes> large_;
   uint8_t* cursor_ = nullptr;
   size_t left_ = 0, bytes_ = 0;
 };

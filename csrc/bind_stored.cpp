@@ -23,7 +23,7 @@ constexpr const char* kStoredDoc = R"(A CSR matrix in files; ValueError unless i
 
 constexpr const char* kWindowDoc = R"(Room for n_rows decoded rows over n_vars genes, each held in the narrowest form that is exact.)";
 
-constexpr const char* kReadIntoDoc = R"(Put rows into a window.
+constexpr const char* kReadIntoDoc = R"(Put rows into a window; returns faults as read() does.
 
 Parameters
 ----------
@@ -76,11 +76,27 @@ py::tuple faults_of(const ValueFaultRows& faults) {
   return py::make_tuple(row(faults.nan), row(faults.infinite), row(faults.negative), row(faults.fractional));
 }
 
+// What all threads found.
+struct SharedFaults {
+  std::mutex mutex;
+  ValueFaultRows found;
+
+  void merge(const ValueFaultRows& own) {
+    const std::lock_guard<std::mutex> hold(mutex);
+    found.merge(own);
+  }
+};
+
 // Rows that go to a window, over its genes.
 class WindowSink {
  public:
-  WindowSink(Window& window, const int64_t* slots, const int32_t* column_of_gene)
-      : writer_(std::make_unique<Window::Writer>(window)), slots_(slots), column_of_gene_(column_of_gene) {}
+  WindowSink(Window& window, const int64_t* slots, const int32_t* column_of_gene, SharedFaults& faults)
+      : writer_(std::make_unique<Window::Writer>(window)), slots_(slots), column_of_gene_(column_of_gene),
+        faults_(&faults) {}
+  WindowSink(WindowSink&&) = default;
+  ~WindowSink() {
+    if (writer_) faults_->merge(writer_->faults());
+  }
 
   void put(int64_t k, int64_t row, const float* values, const int32_t* genes, int64_t n) {
     if (!column_of_gene_) return writer_->put(slots_[k], row, values, genes, n);
@@ -100,21 +116,19 @@ class WindowSink {
   std::unique_ptr<Window::Writer> writer_;
   const int64_t* slots_;
   const int32_t* column_of_gene_;
+  SharedFaults* faults_;
   Buffer values_, genes_;
 };
 
 // Rows that go to CSR arrays, whose places are known beforehand.
 class ArraySink {
  public:
-  ArraySink(const int64_t* indptr, float* data, int32_t* indices, ValueFaultRows& all, std::mutex& mutex)
-      : indptr_(indptr), data_(data), indices_(indices), all_(&all), mutex_(&mutex) {}
+  ArraySink(const int64_t* indptr, float* data, int32_t* indices, SharedFaults& all)
+      : indptr_(indptr), data_(data), indices_(indices), all_(&all) {}
   ArraySink(ArraySink&& other) noexcept
-      : indptr_(other.indptr_), data_(other.data_), indices_(other.indices_), all_(std::exchange(other.all_, nullptr)),
-        mutex_(other.mutex_) {}
+      : indptr_(other.indptr_), data_(other.data_), indices_(other.indices_), all_(std::exchange(other.all_, nullptr)) {}
   ~ArraySink() {
-    if (!all_) return;
-    const std::lock_guard<std::mutex> hold(*mutex_);
-    all_->merge(faults_);
+    if (all_) all_->merge(faults_);
   }
 
   void put(int64_t k, int64_t row, const float* values, const int32_t* genes, int64_t n) {
@@ -127,8 +141,7 @@ class ArraySink {
   const int64_t* indptr_;
   float* data_;
   int32_t* indices_;
-  ValueFaultRows* all_;
-  std::mutex* mutex_;
+  SharedFaults* all_;
   ValueFaultRows faults_;
 };
 
@@ -145,7 +158,7 @@ const int64_t* checked_slots(const py::array& slots, int64_t n, const Window& wi
   return places;
 }
 
-void read_into(const StoredCsr& stored, Window& window, const py::array& rows, const py::array& slots,
+py::tuple read_into(const StoredCsr& stored, Window& window, const py::array& rows, const py::array& slots,
                const std::optional<py::array>& column_of_gene, int64_t threads, const Cancel* cancel) {
   const int64_t* row_ids = vector_of<int64_t>(rows, "rows");
   const int64_t* places = checked_slots(slots, rows.size(), window);
@@ -156,12 +169,16 @@ void read_into(const StoredCsr& stored, Window& window, const py::array& rows, c
                           std::to_string(stored.n_vars) + "; pass column_of_gene");
   }
   require_threads(threads);
-  const py::gil_scoped_release unlocked;
-  stored.read(row_ids, rows.size(), threads, cancel, [&] { return WindowSink(window, places, columns); });
+  SharedFaults faults;
+  {
+    const py::gil_scoped_release unlocked;
+    stored.read(row_ids, rows.size(), threads, cancel, [&] { return WindowSink(window, places, columns, faults); });
+  }
+  return faults_of(faults.found);
 }
 
 // What lies in memory goes to the same window as what lies in files.
-void put_rows(Window& window, const py::array& data, const py::array& indices, const py::array& indptr,
+py::tuple put_rows(Window& window, const py::array& data, const py::array& indices, const py::array& indptr,
               const py::array& rows, const py::array& slots, const std::optional<py::array>& column_of_gene,
               int64_t n_vars) {
   const int64_t* row_ids = vector_of<int64_t>(rows, "rows");
@@ -169,10 +186,11 @@ void put_rows(Window& window, const py::array& data, const py::array& indices, c
   const int32_t* columns = optional_vector_of<int32_t>(column_of_gene, "column_of_gene", n_vars);
   if (columns) check_columns(columns, n_vars, window.n_vars);
   if (!columns && n_vars != window.n_vars) throw py::value_error("the window has other genes; pass column_of_gene");
+  SharedFaults faults;
   dispatch_csr(data, indices, indptr, n_vars, [&](const auto& matrix) {
     const py::gil_scoped_release unlocked;
     const ArrayRows source(matrix);
-    WindowSink sink(window, places, columns);
+    WindowSink sink(window, places, columns, faults);
     RowScratch scratch, converted;
     for (int64_t k = 0; k < rows.size(); ++k) {
       const int64_t next = k + 1 < rows.size() ? row_ids[k + 1] : -1;
@@ -185,6 +203,7 @@ void put_rows(Window& window, const py::array& data, const py::array& indices, c
       });
     }
   });
+  return faults_of(faults.found);
 }
 
 py::tuple read_rows(const StoredCsr& stored, const py::array& rows, int64_t threads, const Cancel* cancel) {
@@ -204,13 +223,12 @@ py::tuple read_rows(const StoredCsr& stored, const py::array& rows, int64_t thre
   py::array_t<int32_t> indices(pointers[n]);
   float* values = data.mutable_data();
   int32_t* genes = indices.mutable_data();
-  ValueFaultRows faults;
-  std::mutex mutex;
+  SharedFaults faults;
   {
     const py::gil_scoped_release unlocked;
-    stored.read(row_ids, n, threads, cancel, [&] { return ArraySink(pointers, values, genes, faults, mutex); });
+    stored.read(row_ids, n, threads, cancel, [&] { return ArraySink(pointers, values, genes, faults); });
   }
-  return py::make_tuple(data, indices, indptr, faults_of(faults));
+  return py::make_tuple(data, indices, indptr, faults_of(faults.found));
 }
 
 py::array_t<double> totals_of(const Window& window, const py::array& rows) {
@@ -231,7 +249,14 @@ void bind_stored(py::module_& module) {
       .def("request", &Cancel::request)
       .def_property_readonly("requested", &Cancel::requested);
   py::class_<SegmentPool, std::shared_ptr<SegmentPool>>(module, "SegmentPool", "Memory that windows take turns in.")
-      .def(py::init<>());
+      .def(py::init([](int64_t segment_bytes) {
+             if (segment_bytes < 64 || segment_bytes > (int64_t{1} << 30) || segment_bytes % 64 != 0) {
+               throw py::value_error("segment_bytes is " + std::to_string(segment_bytes) +
+                                     ", and must be a multiple of 64, at most 2^30");
+             }
+             return std::make_shared<SegmentPool>(static_cast<size_t>(segment_bytes));
+           }),
+           py::arg("segment_bytes") = int64_t{1} << 21);
   py::class_<ChunkedArray, std::shared_ptr<ChunkedArray>>(module, "ChunkedArray", kArrayDoc)
       .def(py::init(&make_array), py::arg("name"), py::arg("paths"), py::arg("file_of_chunk").noconvert(),
            py::arg("offsets").noconvert(), py::arg("sizes").noconvert(), py::arg("masks").noconvert(),
@@ -250,7 +275,6 @@ void bind_stored(py::module_& module) {
       .def_readonly("n_rows", &Window::n_rows)
       .def_readonly("n_vars", &Window::n_vars)
       .def_property_readonly("nbytes", &Window::bytes)
-      .def_property_readonly("faults", [](const Window& self) { return faults_of(self.faults); })
       .def("totals", &totals_of, "Sum of each row's values, float64.", py::arg("rows").noconvert())
       .def("put_rows", &put_rows, "As read_into, from CSR arrays.", py::arg("data").noconvert(),
            py::arg("indices").noconvert(), py::arg("indptr").noconvert(), py::arg("rows").noconvert(),
@@ -263,6 +287,8 @@ void bind_stored(py::module_& module) {
                                                 vector_copy<int64_t>(indptr, "indptr"), n_vars);
            }),
            py::arg("place"), py::arg("data"), py::arg("indices"), py::arg("indptr").noconvert(), py::arg("n_vars"))
+      .def_property_readonly(
+          "cheap_prefix", [](const StoredCsr& self) { return self.data().cheap_prefix() && self.indices().cheap_prefix(); })
       .def("read", &read_rows, kReadDoc, py::arg("rows").noconvert(), py::arg("threads") = 1,
            py::arg("cancel").none(true) = nullptr)
       .def("read_into", &read_into, kReadIntoDoc, py::arg("window"), py::arg("rows").noconvert(),

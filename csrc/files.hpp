@@ -5,7 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <atomic>
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -43,7 +43,8 @@ class File {
   // Exactly `size` bytes; a short read means that the file has shrunk since it was opened.
   void read(int64_t offset, int64_t size, uint8_t* out) const {
     while (size > 0) {
-      const ssize_t got = ::pread(handle_, out, static_cast<size_t>(size), offset);
+      // Some systems refuse 2^31 bytes and more at once.
+      const ssize_t got = ::pread(handle_, out, static_cast<size_t>(std::min(size, int64_t{1} << 30)), offset);
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) throw StoreError(path_ + " cannot be read at byte " + std::to_string(offset) + ": " + std::strerror(errno));
       if (got == 0) {
@@ -72,7 +73,8 @@ class File {
   int64_t size_ = 0;
 };
 
-// The files of one array. Up to kHeld stay open; a store of many small files opens each for the moment.
+// The files of one array. A few stay open; a store of many small files opens each for the moment, since a process
+// may hold no more than some hundred.
 class Files {
  public:
   explicit Files(std::vector<std::string> paths) : paths_(std::move(paths)) {
@@ -93,7 +95,7 @@ class Files {
   }
 
  private:
-  static constexpr size_t kHeld = 256;
+  static constexpr size_t kHeld = 8;
   std::vector<std::string> paths_;
   std::vector<std::unique_ptr<File>> held_;
 };

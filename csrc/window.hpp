@@ -75,15 +75,16 @@ class Window {
       : n_rows(rows), n_vars(vars), pool_(std::move(pool)), rows_(static_cast<size_t>(rows)),
         totals_(static_cast<size_t>(rows), 0.0), narrow_genes_(vars <= 65536) {}
 
-  // Writes rows for one thread; what it took becomes the window's when it ends.
+  // Writes rows for one thread. It goes on in memory that an earlier one has begun, or else many small sources would
+  // leave many segments almost empty.
   class Writer {
    public:
-    explicit Writer(Window& window) : window_(window), arena_(window.pool_) {}
+    explicit Writer(Window& window) : window_(window), arena_(window.idle_arena()) {}
     ~Writer() {
       const std::lock_guard<std::mutex> hold(window_.mutex_);
-      window_.arenas_.push_back(std::move(arena_));
-      window_.faults.merge(faults_);
+      window_.idle_.push_back(arena_);
     }
+    const ValueFaultRows& faults() const { return faults_; }
     Writer(const Writer&) = delete;
     Writer& operator=(const Writer&) = delete;
 
@@ -95,7 +96,7 @@ class Window {
       const size_t gene_size = window_.narrow_genes_ ? 2 : 4;
       // Genes first, padded so that floats behind them are aligned.
       const size_t gene_bytes = (static_cast<size_t>(n) * gene_size + 3) / 4 * 4;
-      uint8_t* bytes = arena_.take(gene_bytes + static_cast<size_t>(n) * value_size(width));
+      uint8_t* bytes = arena_->take(gene_bytes + static_cast<size_t>(n) * value_size(width));
       if (window_.narrow_genes_) {
         copy_as<uint16_t>(genes, n, bytes);
       } else {
@@ -130,7 +131,7 @@ class Window {
     }
 
     Window& window_;
-    Arena arena_;
+    Arena* arena_;
     ValueFaultRows faults_;
   };
 
@@ -141,7 +142,7 @@ class Window {
   }
   size_t bytes() const {
     size_t sum = rows_.size() * (sizeof(Row) + sizeof(double));
-    for (const auto& arena : arenas_) sum += arena.bytes();
+    for (const auto& arena : arenas_) sum += arena->bytes();
     return sum;
   }
 
@@ -156,14 +157,24 @@ class Window {
     return narrow_genes_ ? view_as<uint16_t>(here, f) : view_as<int32_t>(here, f);
   }
 
-  ValueFaultRows faults;
-
  private:
   struct Row {
     const uint8_t* bytes = nullptr;
     int32_t size = 0;
     Width width = Width::byte;
   };
+
+  Arena* idle_arena() {
+    const std::lock_guard<std::mutex> hold(mutex_);
+    if (idle_.empty()) {
+      arenas_.push_back(std::make_unique<Arena>(pool_));
+      idle_.reserve(arenas_.size());  // giving one back must not fail
+      return arenas_.back().get();
+    }
+    Arena* arena = idle_.back();
+    idle_.pop_back();
+    return arena;
+  }
 
   const Row& at(int64_t row) const {
     if (outside(row, n_rows)) {
@@ -187,7 +198,8 @@ class Window {
   std::vector<double> totals_;
   bool narrow_genes_;
   std::mutex mutex_;
-  std::vector<Arena> arenas_;
+  std::vector<std::unique_ptr<Arena>> arenas_;
+  std::vector<Arena*> idle_;
 };
 
 }  // namespace scdd

@@ -138,7 +138,8 @@ class Cancel:
     @property
     def requested(self) -> bool: ...
 
-class SegmentPool: ...
+class SegmentPool:
+    def __init__(self, segment_bytes: int = 2**21) -> None: ...
 
 class _Rows:
     """As the functions of these names, of the source's own rows."""
@@ -155,7 +156,6 @@ class _Rows:
 
 class Window(_Rows):
     nbytes: int
-    faults: tuple[int, int, int, int]
     def __init__(self, n_rows: int, n_vars: int, pool: SegmentPool) -> None: ...
     def totals(self, rows: NDArray[np.int64]) -> NDArray[np.float64]: ...
     def put_rows(
@@ -168,7 +168,7 @@ class Window(_Rows):
         column_of_gene: NDArray[np.int32] | None = None,
         *,
         n_vars: int,
-    ) -> None: ...
+    ) -> tuple[int, int, int, int]: ...
 
 class PackedRows(_Rows):
     def __init__(self, bytes: NDArray[np.uint8], offsets: NDArray[np.int64], n_vars: int) -> None: ...
@@ -196,6 +196,7 @@ class ChunkedArray:
     def read(self, begin: int, end: int) -> NDArray[np.uint8]: ...
 
 class StoredCsr:
+    cheap_prefix: bool
     def __init__(
         self, place: str, data: ChunkedArray, indices: ChunkedArray, indptr: NDArray[np.int64], n_vars: int
     ) -> None: ...
@@ -210,4 +211,4 @@ class StoredCsr:
         column_of_gene: NDArray[np.int32] | None = None,
         threads: int = 1,
         cancel: Cancel | None = None,
-    ) -> None: ...
+    ) -> tuple[int, int, int, int]: ...

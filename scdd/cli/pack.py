@@ -60,7 +60,8 @@ def _pack(
 
     sources = [str(path) for path in paths]
     cells = Atlas(sources[0] if len(sources) == 1 else sources, layer=layer, expression=expression)
-    typer.echo(cells.notes()[0])
+    for note in cells.notes():
+        typer.echo(note)
     fresh = not force and is_fresh(out, cells)
     start = time.perf_counter()
     packed = write(cells, out, overwrite=force, progress=progress)

@@ -163,8 +163,10 @@ class Atlas:
         block = self.read(np.arange(min(self.n_obs, 512)))
         if self.expression == "log1p":
             said += _scale_note(np.asarray(block.expm1().sum(1)).ravel())
-        empty = int((np.diff(block.indptr) == 0).sum())
-        return said + ([f"{empty} of the first {block.shape[0]} cells have no counts"] if empty else [])
+        empty = self._store.n_empty
+        return said + (
+            [f"{empty} of the {len(self._store)} cells of the files have no counts"] if empty else []
+        )
 
     def subset(self, rows: np.ndarray) -> Atlas:
         """The given cells (positions or a boolean mask) as an atlas that shares this one's files."""

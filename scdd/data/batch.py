@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from scdd.data.buffers import BufferPool
     from scdd.data.gather import GeneTransform, Rows
     from scdd.data.tokens import TokenBatch, TokenTransform
+
+
+_CALL_BYTES = 1 << 25
 
 
 class CellBatch(NamedTuple):
@@ -71,6 +74,16 @@ class Span(NamedTuple):
     bounds: np.ndarray
 
 
+def cells_a_call(cell_bytes: float) -> int:
+    """Cells that are gathered in one call: below, starting threads would cost more than they save.
+
+    Parameters
+    ----------
+    cell_bytes : of a delivered cell; some tens of megabytes are enough for any number of threads
+    """
+    return max(1, min(2_048, int(_CALL_BYTES // max(cell_bytes, 1.0))))
+
+
 @dataclass(frozen=True)
 class BatchMaker:
     """Makes batches, several small ones in one pass of C++ where that saves calls.
@@ -90,13 +103,7 @@ class BatchMaker:
     pool: BufferPool
     entries: float
     tokens: TokenTransform | None = None
-
-    def without_buffers(self) -> BatchMaker:
-        """The same for another process, which needs memory of its own."""
-        return replace(self, pool=self.pool.empty_copy())
-
-    # Cells that are gathered in one call: below, starting threads would cost more than they save.
-    cells_a_call = 2_048
+    cells_a_call: int = 2_048
 
     def batches(self, span: Span, first: int = 0) -> Iterator[CellBatch | TokenBatch]:
         """All batches of a span from number ``first`` on."""

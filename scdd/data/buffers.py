@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 import numpy as np
 
-# The pool's list, a local variable and the argument of getrefcount hold a free buffer, and nobody else does.
-_OWN_REFERENCES = 3
+
+def _references(buffers: list[np.ndarray], place: int) -> int:
+    buffer = buffers[place]
+    return sys.getrefcount(buffer)
+
+
+# Of a buffer that only its pool holds. Counted, since it differs between versions of Python.
+_OWN_REFERENCES = _references([np.empty(1, dtype=np.uint8)], 0)
 
 
 class BufferPool:
@@ -19,42 +26,48 @@ class BufferPool:
 
     Parameters
     ----------
-    pinned : page-locked memory, from which a GPU copies without waiting for the processor
+    pinned : page-locked memory, from which a GPU copies without waiting for the processor; it is PyTorch's to
+        use again, which knows when a copy has ended
     kept : buffers that are kept for reuse
     """
 
     def __init__(self, *, pinned: bool = False, kept: int = 16) -> None:
         self._pinned, self._kept = pinned, kept
         self._buffers: list[np.ndarray] = []
+        self._lock = threading.Lock()  # two iterators of one loader run on two threads
 
     def take(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An array, uninitialised."""
         dtype = np.dtype(dtype)
         size = int(np.prod(shape)) * dtype.itemsize
-        buffer = self._free(size)
-        return buffer[:size].view(dtype).reshape(shape)
+        if self._pinned:
+            return _pinned(size)[:size].view(dtype).reshape(shape)
+        with self._lock:
+            # With a view of it the buffer is taken, and may be seen by other threads.
+            return self._free(size)[:size].view(dtype).reshape(shape)
 
-    def empty_copy(self) -> BufferPool:
-        """A pool of the same settings."""
-        return BufferPool(pinned=self._pinned, kept=self._kept)
+    def __reduce__(self) -> Any:
+        """To another process go the settings alone."""
+        return _pool, (self._pinned, self._kept)
 
     def _free(self, size: int) -> np.ndarray:
         for place in range(len(self._buffers)):
-            buffer = self._buffers[place]
-            if sys.getrefcount(buffer) == _OWN_REFERENCES and size <= buffer.nbytes:
+            if _references(self._buffers, place) == _OWN_REFERENCES and size <= self._buffers[place].nbytes:
                 # The one used longest ago is tried first, so that a few take turns.
                 self._buffers.append(self._buffers.pop(place))
-                return buffer
-        buffer = self._fresh(size)
+                return self._buffers[-1]
+        buffer = np.empty(max(size, 1), dtype=np.uint8)
         if len(self._buffers) >= self._kept:
             self._buffers.pop(0)
         self._buffers.append(buffer)
         return buffer
 
-    def _fresh(self, size: int) -> np.ndarray:
-        size = max(size, 1)
-        if not self._pinned:
-            return np.empty(size, dtype=np.uint8)
-        import torch
 
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy()
+def _pool(pinned: bool, kept: int) -> BufferPool:
+    return BufferPool(pinned=pinned, kept=kept)
+
+
+def _pinned(size: int) -> np.ndarray:
+    import torch
+
+    return torch.empty(max(size, 1), dtype=torch.uint8, pin_memory=True).numpy()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from scdd.data.batch import cells_a_call
 from scdd.data.plan import (
     Costs,
     LoaderPlan,
@@ -34,6 +35,8 @@ SAMPLERS = (None, "balanced", "by-class")
 _FREE_WINDOW = 16_384
 # Threads hold an encoded and a decoded chunk of both arrays, and a converted copy.
 _CHUNKS_A_THREAD = 5
+# Bytes that windows take from the system at a time; the last such piece of each thread stays partly empty.
+_SMALLEST_SEGMENT, _LARGEST_SEGMENT = 1 << 12, 1 << 21
 
 
 class Epoch(NamedTuple):
@@ -94,6 +97,7 @@ class Schedule:
     most: int
     costs: Costs
     preload: int
+    workers: int
     random_access: bool
     rank: int
     world_size: int
@@ -126,11 +130,14 @@ class Schedule:
             raise InputError(f"sampler={sampler!r} needs labels=: the classes are those of the first label")
         if sampler == "by-class" and world_size > 1:
             raise InputError("sampler='by-class' gives one rank all batches; pass rank=0, world_size=1")
-        batch = {"output": output, "dtype": dtype, "counts": counts, "batch_size": options["batch_size"]}
+        size = min(options["batch_size"], max(len(rows), 1))
+        batch = {"output": output, "dtype": dtype, "counts": counts, "batch_size": size}
         costs = _costs(atlas, transform, max_genes=max_genes, workers=workers, **batch)
         free, most = options["random_access"], _FREE_WINDOW
         if not free:
             most = largest_window(costs.cell, batch_size=options["batch_size"], memory_limit=memory_limit)
+            segment = segment_bytes(most * costs.cell, workers)
+            costs = costs._replace(scratch=costs.scratch + 2 * workers * segment)
         if atlas.store.in_memory is not None and preload is None:
             preload = 0  # a thread costs more than it hides where nothing is read
         preload = choose_preload(costs, preload, windows=0 if free else 2, memory_limit=memory_limit)
@@ -145,9 +152,15 @@ class Schedule:
             costs=costs,
             world_size=world_size,
             preload=preload,
+            workers=workers,
             source=_source_of(atlas, free),
             **options,
         )
+
+    @property
+    def segment_bytes(self) -> int:
+        """Bytes that a thread takes for a window at a time."""
+        return segment_bytes(self.most * self.costs.cell, self.workers)
 
     def epoch(self, number: int) -> Epoch:
         """The cells of epoch ``number`` and their order."""
@@ -239,6 +252,12 @@ class Schedule:
         return ClassBatches(self.codes, *own).batches()
 
 
+def segment_bytes(window_bytes: int, workers: int) -> int:
+    """Bytes that a thread takes for a window at a time: at most an eighth of its share."""
+    share = max(window_bytes // (8 * workers), 1)
+    return min(max(1 << (share.bit_length() - 1), _SMALLEST_SEGMENT), _LARGEST_SEGMENT)
+
+
 def in_passes(rows: np.ndarray, store_rows: np.ndarray) -> np.ndarray:
     """``rows`` in passes over the store: each cell for the first time, those that repeat for the second, ...
 
@@ -272,10 +291,11 @@ def _costs(
     cell = transform.n_columns * width if output == "dense" else sparse
     cell += 4 * transform.n_columns if counts else 0
     # Small batches are made several at a time and share their memory.
-    group = batch_size if output == "tokens" else max(batch_size, 2_048)
+    group = batch_size if output == "tokens" else max(batch_size, cells_a_call(cell))
     chunk = atlas.store.largest_chunk
     tables = 40 * atlas.store.n_chunks + 16 * len(atlas.rows)
-    return Costs(cell_bytes(atlas), int(group * cell), workers * _CHUNKS_A_THREAD * chunk + tables)
+    scratch = workers * _CHUNKS_A_THREAD * chunk + tables
+    return Costs(cell_bytes(atlas), int(cell), int(group * cell), scratch)
 
 
 def _source_of(atlas: Atlas, random_access: bool) -> str:

@@ -48,6 +48,12 @@ class JoinedRows:
         return any(s.matrix.decodes_whole_chunks for s in self.sources)
 
     @property
+    def n_empty(self) -> int:
+        """Rows without an entry, where the sources know without reading."""
+        known = (getattr(s.matrix, "indptr", None) for s in self.sources)
+        return sum(int((np.diff(indptr) == 0).sum()) for indptr in known if indptr is not None)
+
+    @property
     def largest_chunk(self) -> int:
         """Decoded bytes of the largest chunk pair, data and indices, of any source."""
         return max((s.matrix.chunk_bytes for s in self.sources), default=0)
@@ -174,7 +180,8 @@ def join_genes(sources: Sequence[Source], join: str, genes: Iterable[str] | None
     names = own[0]
     for other in own[1:]:
         names = names[names.isin(other)] if join == "inner" else names.append(other.difference(names))
-    if not len(names):
+    alone = [not any(a.isin(b).any() for b in own if b is not a) for a in own]
+    if not len(names) or (len(own) > 1 and any(alone)):
         raise InputError(
             f"the {len(sources)} sources have zero genes in common; "
             "are some named by symbol and some by Ensembl id?"
@@ -196,7 +203,15 @@ def _given_genes(sources: Sequence[Source], names: pd.Index) -> JoinedGenes:
         raise InputError("genes= is empty or names a gene twice")
     if not any(source.var_names.astype(str).isin(names).any() for source in sources):
         raise InputError(f"genes= names {len(names)} genes, e.g. {names[0]!r}, and no source has one of them")
-    return JoinedGenes(names, _missing(sources, names))
+    notes = _missing(sources, names)
+    for source in sources:
+        others = int((~source.var_names.astype(str).isin(names)).sum())
+        if others:
+            notes.append(
+                f"{others:,} genes of {source.name} are left out, also of the totals of its cells; choose "
+                "genes in CellLoader or Preprocessor to keep totals over all"
+            )
+    return JoinedGenes(names, notes)
 
 
 def _missing(sources: Sequence[Source], names: pd.Index) -> list[str]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from scdd import _csr
 from scdd.data.ahead import ahead
-from scdd.data.batch import BatchMaker, Span
+from scdd.data.atlas import Atlas
+from scdd.data.batch import BatchMaker, Span, cells_a_call
 from scdd.data.buffers import BufferPool
 from scdd.data.epoch import Epoch, Schedule
 from scdd.data.gather import OUTPUT_TYPES, Rows
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from scdd.data.atlas import Atlas
     from scdd.data.plan import LoaderPlan
     from scdd.data.preprocess import Preprocessor
 
@@ -48,7 +48,7 @@ class CellLoader:
 
     Parameters
     ----------
-    atlas : what to read
+    atlas : what to read, or anything that `Atlas` takes
     batch_size : cells a batch, B
     rows : positions (int) or mask (bool) of the cells to use; all by default
     genes : names of the genes wanted, in the order wanted; all of the atlas by default
@@ -88,7 +88,7 @@ class CellLoader:
 
     def __init__(
         self,
-        atlas: Atlas,
+        atlas: Atlas | Any,
         *,
         batch_size: int = 512,
         rows: np.ndarray | None = None,
@@ -117,6 +117,7 @@ class CellLoader:
         vocabulary: GeneVocabulary | None = None,
         max_genes: int = MAX_GENES,
     ) -> None:
+        atlas = Atlas.of(atlas)
         self.workers = default_threads() if workers is None else workers
         rank, world_size = _place_among_ranks(rank, world_size)
         _check_sizes(batch_size=batch_size, block_size=block_size, window=window, workers=self.workers)
@@ -169,10 +170,11 @@ class CellLoader:
             BufferPool(pinned=pin_memory, kept=2 * self.preload + 8),
             atlas.mean_entries,
             self.tokens,
+            cells_a_call(self._schedule.costs.delivered_cell),
         )
-        self._owner, self._segments = os.getpid(), _csr.SegmentPool()
+        self._owner, self._segments = os.getpid(), _csr.SegmentPool(self._schedule.segment_bytes)
         self._epoch = self._schedule.first
-        self._batch = self._resume_at = 0
+        self._batch = self._resume_at = self._iteration = 0
         self._warn_of_bad_mixing()
 
     def __len__(self) -> int:
@@ -218,25 +220,35 @@ class CellLoader:
         self._start_epoch(epoch + finished, 0 if finished else batch)
 
     def __iter__(self) -> Iterator[Any]:
-        start, self._resume_at = self._resume_at, 0
-        self._batch = start
-        return self._deliver(self._epoch, start)
+        self._iteration += 1
+        return self._deliver(self._iteration)
 
     def _start_epoch(self, epoch: int, batch: int) -> None:
+        self._iteration += 1  # an iterator that is under way no longer says where the loader is
         self._epoch = self._schedule.epoch(epoch)
         self._batch = self._resume_at = batch
 
-    def _deliver(self, epoch: Epoch, start: int) -> Iterator[Any]:
-        cancel = _csr.Cancel()
+    def _deliver(self, iteration: int) -> Iterator[Any]:
+        epoch, cancel = self._epoch, _csr.Cancel()
+        start, self._resume_at = self._resume_at, 0
+        self._reach(iteration, epoch, start)
         batches = ahead(self._batches(epoch, start, cancel), self.preload, stop=cancel.request)
         try:
             for batch in batches:
                 start += 1
-                self._batch = start
+                # Before the batch is handed over: who takes the last one may never ask for another.
+                self._reach(iteration, epoch, start)
                 yield batch
         finally:
             batches.close()
-        self._start_epoch(epoch.number + 1, 0)
+
+    def _reach(self, iteration: int, epoch: Epoch, batch: int) -> None:
+        if iteration != self._iteration:
+            return
+        if batch < epoch.n_batches:
+            self._batch = batch
+        else:
+            self._start_epoch(epoch.number + 1, 0)
 
     def _batches(self, epoch: Epoch, start: int, cancel: _csr.Cancel) -> Iterator[Any]:
         number, skipped = epoch.locate(start)
@@ -267,12 +279,13 @@ class CellLoader:
     def _pool(self) -> _csr.SegmentPool:
         # After a fork the pool's lock may be held by a thread that only the parent has.
         if self._owner != os.getpid():
-            self._owner, self._segments = os.getpid(), _csr.SegmentPool()
+            self._owner, self._segments = os.getpid(), _csr.SegmentPool(self._schedule.segment_bytes)
         return self._segments
 
     def _warn_of_bad_mixing(self) -> None:
         plan = self._schedule.plan()
-        if plan.variance_inflation > _BAD_MIXING:
+        # A window that holds all there is cannot be made larger.
+        if plan.variance_inflation > _BAD_MIXING and plan.n_windows > 1:
             warnings.warn(
                 f"batches are mixed badly: if the file is sorted, label shares vary up to "
                 f"{plan.variance_inflation:.1f} times as much as in batches of random cells ({plan}); raise "
@@ -281,12 +294,11 @@ class CellLoader:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_segments": None, "_direct": None, "_maker": self._maker.without_buffers()}
-        return self.__dict__ | own
+        return self.__dict__ | {"_segments": None, "_direct": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._owner, self._segments = os.getpid(), _csr.SegmentPool()
+        self._owner, self._segments = os.getpid(), _csr.SegmentPool(self._schedule.segment_bytes)
         self._direct = _random_access(self.atlas, self._cache)
 
 
@@ -304,6 +316,8 @@ def _random_access(atlas: Atlas, cache: str | Path | None) -> Rows | None:
 
 def _check_sizes(**sizes: int | None) -> None:
     for name, value in sizes.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
+            raise InputError(f"{name}={value!r} must be a whole number")
         if value is not None and value < 1:
             raise InputError(f"{name}={value} must be at least 1")
 

@@ -123,6 +123,11 @@ class MemoryMatrix(BlockMatrix):
         self.shape = self.csr.shape
         self.nbytes = 8 * self.csr.nnz
 
+    @property
+    def indptr(self) -> np.ndarray:
+        """Where each row begins."""
+        return self.csr.indptr
+
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows ``start:stop``."""
         return self.csr[start:stop]

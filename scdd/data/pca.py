@@ -72,7 +72,7 @@ def streaming_pca(
     *,
     n_components: int = 50,
     n_oversamples: int = 10,
-    n_iter: int = 2,
+    n_iter: int = 7,
     normalise: bool = True,
     scale: bool = False,
     seed: int = 0,

@@ -67,9 +67,10 @@ class LoaderPlan(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """Bytes of a cell in the window, of a batch and of the threads' own memory."""
+    """Bytes of a cell in the window and in a batch, of a batch, and of the threads' own memory."""
 
     cell: int
+    delivered_cell: int
     batch: int
     scratch: int
 

@@ -79,7 +79,8 @@ def store_of(source: Any) -> Store:
 def _choose(store: Store, layer: str, expression: str) -> tuple[str, RowMatrix, Expression]:
     """The first matrix whose values are of the wanted kind."""
     if layer != "auto" and layer not in store.layers:
-        raise InputError(f"layer={layer!r} is not in {store.name}; it has {', '.join(store.layers)}")
+        meant = f"; did you mean layers/{layer}?" if f"layers/{layer}" in store.layers else ""
+        raise InputError(f"layer={layer!r} is not in {store.name}; it has {', '.join(store.layers)}{meant}")
     wanted = ("counts", "log1p") if expression == "auto" else (expression,)
     # Other layers are never taken unasked: spliced counts or a 0/1 mask are whole numbers too.
     names: list[str] = [name for name in ("layers/counts", "X", "raw/X") if name in store.layers]
@@ -218,7 +219,10 @@ def _open_zarr(path: Path) -> Any:
     try:
         return zarr.open_group(str(path), mode="r")
     except Exception as error:
-        raise DataFileError(f"{path} is a folder but not a zarr store ({type(error).__name__})") from error
+        raise DataFileError(
+            f"{path} is a folder that holds no atlas: no zarr store, no .h5ad or .zarr "
+            "files, no 10x matrix.mtx; name the file or the folder that directly holds it"
+        ) from error
 
 
 def _refuse_duplicates(name: str, var_names: pd.Index) -> None:

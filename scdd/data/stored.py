@@ -114,8 +114,7 @@ class ChunkReader:
         self.data, self.indices, self._indptr = data, indices, indptr
         self._n_vars, self._place = n_vars, place
         self._opened: tuple[int, _csr.StoredCsr] | None = None
-        self._open()  # whatever is wrong with the tables is said now
-        self.cheap_prefix = array_of(indices).cheap_prefix and array_of(data).cheap_prefix
+        self.cheap_prefix = self._open().cheap_prefix  # whatever is wrong with the tables is said now
 
     @property
     def layouts(self) -> tuple[ArrayLayout, ArrayLayout]:
@@ -138,8 +137,7 @@ class ChunkReader:
     ) -> tuple:
         """Put rows into slots of a window; the faults of its values."""
         with self._errors():
-            self._open().read_into(window, rows, slots, column_of_gene, threads, cancel)
-        return window.faults
+            return self._open().read_into(window, rows, slots, column_of_gene, threads, cancel)
 
     def _open(self) -> _csr.StoredCsr:
         if not (unchanged(self.data) and unchanged(self.indices)):
@@ -181,8 +179,8 @@ class LibraryReader:
             indices[indptr[first] : indptr[last + 1]] = genes
         window = _csr.Window(len(rows), self._n_vars, _csr.SegmentPool())
         numbers = np.arange(len(rows), dtype=np.int64)
-        window.put_rows(data, indices, indptr, numbers, numbers, n_vars=self._n_vars)
-        return data, indices, indptr, _numbered(window.faults, rows)
+        faults = window.put_rows(data, indices, indptr, numbers, numbers, n_vars=self._n_vars)
+        return data, indices, indptr, _numbered(faults, rows)
 
     def fill(
         self,
@@ -329,14 +327,27 @@ def _dtype_fault(data: np.dtype, indices: np.dtype, indptr: np.dtype) -> str | N
     return None
 
 
+def _refuse_lost(layout: ArrayLayout, place: str, *, least: int) -> None:
+    """A chunk that is not there reads as zeros; so many zeros in a row are no part of a sparse matrix."""
+    missing = np.flatnonzero(layout.offsets < 0)
+    if len(missing) and min(layout.chunk_length, layout.length) >= least:
+        raise DataFileError(
+            f"{place} is incomplete: chunk {missing[0]} of {layout.name} was never written or has been lost; "
+            "copy or write the file again (without explicit zeros, if it is full of them)"
+        )
+
+
 def _reader_of(group: Any, stored: StoredCsr) -> tuple[ChunkReader | LibraryReader, str | None]:
     """The fastest reader that reads these arrays right, and why it is not the direct one."""
     try:
         data, indices = (layout_of(group[name], codecs=_csr.codecs()) for name in ("data", "indices"))
         for name, layout in (("data", data), ("indices", indices)):
             self_check(layout, group[name], _csr.decode_chunk)
-            if layout.fill_value and layout.dtype.kind != "f":
+            if layout.fill_value and layout.dtype.newbyteorder("=").name not in ("float32", "float64"):
                 raise NotDirect(f"{layout.name} has the fill value {layout.fill_value:g}")
+        # Genes differ from entry to entry, while a run of explicit zeros is odd but possible.
+        _refuse_lost(indices, stored.place, least=16 if stored.shape[1] >= 16 else 1_024)
+        _refuse_lost(data, stored.place, least=1_024)
         with StoreErrors(stored.place, opening=True):
             return ChunkReader(data, indices, stored.indptr, stored.shape[1], stored.place), None
     except NotDirect as reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scdd.data.loader import CellLoader
@@ -19,7 +20,8 @@ class CellDataset(IterableDataset):
     """Batches of a `CellLoader`, for ``DataLoader(CellDataset(atlas, ...), batch_size=None)``.
 
     The loader reads ahead on threads of its own, so that ``num_workers=0`` is the fast choice. With worker
-    processes each delivers its own share of every epoch, as a rank does; together they meet every cell.
+    processes each delivers its own share of every epoch, as a rank does; together they meet every cell, in
+    up to one more batch a worker than ``len`` says. As with any sampler, ``set_epoch`` changes the order.
 
     Parameters
     ----------
@@ -31,6 +33,8 @@ class CellDataset(IterableDataset):
         super().__init__()
         self.loader = CellLoader(atlas, **options)
         self._atlas, self._options = atlas, options
+        # In memory that worker processes share, as they may outlive an epoch.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[Any]:
         worker = get_worker_info()
@@ -44,6 +48,7 @@ class CellDataset(IterableDataset):
     def set_epoch(self, epoch: int) -> None:
         """Make the next iteration that of ``epoch``; with workers, before each one of the DataLoader."""
         self.loader.set_epoch(epoch)
+        self._epoch.fill_(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """As of the loader; for use without worker processes, which keep their own place."""
@@ -52,11 +57,12 @@ class CellDataset(IterableDataset):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As of the loader."""
         self.loader.load_state_dict(state)
+        self._epoch.fill_(self.loader.epoch)
 
     def _share(self, number: int, workers: int) -> CellLoader:
         rank, world_size = self.loader.share
         options = copy.copy(self._options)
         options |= {"rank": rank * workers + number, "world_size": world_size * workers}
         own = CellLoader(self._atlas, **options)
-        own.set_epoch(self.loader.epoch)
+        own.set_epoch(int(self._epoch))
         return own
