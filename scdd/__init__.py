@@ -10,15 +10,15 @@ __version__ = "0.1.0"
 # Public name -> module that defines it. Loaded on first use, so that `import scdd` pulls in no torch.
 _PUBLIC = {
     "Atlas": "scdd.data.atlas",
-    "CellDataset": "scdd.data.torch_dataset",
+    "CellDataset": "scdd.data.loading.torch_dataset",
     "CellLoader": "scdd.data.loader",
-    "GeneVocabulary": "scdd.data.vocabulary",
+    "GeneVocabulary": "scdd.data.loading.vocabulary",
     "Preprocessor": "scdd.data.preprocess",
-    "cell_statistics": "scdd.data.cell_statistics",
-    "pack": "scdd.data.packing",
-    "simulate": "scdd.data.simulate",
-    "streaming_pca": "scdd.data.pca",
-    "write_csr": "scdd.data.writer",
+    "cell_statistics": "scdd.data.statistics.cell_statistics",
+    "pack": "scdd.data.packed.writing",
+    "simulate": "scdd.data.simulation.simulate",
+    "streaming_pca": "scdd.data.statistics.pca",
+    "write_csr": "scdd.data.writing.writer",
     "Autoencoder": "scdd.models.autoencoder",
     "SCDG": "scdd.models.scdg",
     "distill": "scdd.distillation.distill",
@@ -35,15 +35,15 @@ __all__ = [
 
 if TYPE_CHECKING:
     from scdd.data.atlas import Atlas
-    from scdd.data.cell_statistics import cell_statistics
     from scdd.data.loader import CellLoader
-    from scdd.data.packing import pack
-    from scdd.data.pca import streaming_pca
+    from scdd.data.loading.torch_dataset import CellDataset
+    from scdd.data.loading.vocabulary import GeneVocabulary
+    from scdd.data.packed.writing import pack
     from scdd.data.preprocess import Preprocessor
-    from scdd.data.simulate import simulate
-    from scdd.data.torch_dataset import CellDataset
-    from scdd.data.vocabulary import GeneVocabulary
-    from scdd.data.writer import write_csr
+    from scdd.data.simulation.simulate import simulate
+    from scdd.data.statistics.cell_statistics import cell_statistics
+    from scdd.data.statistics.pca import streaming_pca
+    from scdd.data.writing.writer import write_csr
     from scdd.distillation.distill import distill
     from scdd.errors import DataFileError, InputError, ScddError
     from scdd.evaluation.evaluate import evaluate

@@ -13,7 +13,7 @@ from scdd.errors import InputError
 
 if TYPE_CHECKING:
     from scdd.data.atlas import Atlas
-    from scdd.data.packed import PackedStore
+    from scdd.data.packed.store import PackedStore
 
 
 def register(app: typer.Typer) -> None:
@@ -41,8 +41,8 @@ def pack(
     Training then reads cells in a truly random order as fast as in the file's. The source is left as it is;
     when it has changed, the same command packs it again.
     """
-    from scdd.data.packed import PackedStore
-    from scdd.data.packed_header import SUFFIX
+    from scdd.data.packed.header import SUFFIX
+    from scdd.data.packed.store import PackedStore
 
     if verify and out is None and len(atlas) == 1 and atlas[0].suffix == SUFFIX:
         typer.echo(_describe(PackedStore.open(atlas[0], verify=True), "verified"))
@@ -54,9 +54,9 @@ def _pack(
     paths: list[Path], out: Path, layer: str, expression: str, verify: bool, force: bool, progress: bool
 ) -> None:
     from scdd.data.atlas import Atlas
-    from scdd.data.packed import PackedStore
-    from scdd.data.packed_source import is_fresh
-    from scdd.data.packing import pack as write
+    from scdd.data.packed.fingerprint import is_fresh
+    from scdd.data.packed.store import PackedStore
+    from scdd.data.packed.writing import pack as write
 
     sources = [str(path) for path in paths]
     cells = Atlas(sources[0] if len(sources) == 1 else sources, layer=layer, expression=expression)

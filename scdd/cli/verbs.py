@@ -386,7 +386,7 @@ def simulate(
     seed: opt.Seed = 0,
 ) -> None:
     """Simulate counts (gamma-Poisson), from a design or fitted to an atlas; streams to disk past memory."""
-    from scdd.data.simulate import simulate_to_file
+    from scdd.data.simulation.simulate import simulate_to_file
     from scdd.output import check_writable
 
     check_writable(out, suffixes=(".h5ad",), inputs=[reference] if reference else [])
@@ -416,6 +416,6 @@ def info(
     ] = None,
 ) -> None:
     """Say what a file holds: cells, genes, kinds of expression, columns; and how fast it is read, and why."""
-    from scdd.data.describe import describe
+    from scdd.data.inspection.describe import describe
 
     typer.echo(describe(path, label))

@@ -12,8 +12,8 @@ from scipy import sparse
 
 from scdd.data import splits
 from scdd.data.expression import check_block, check_faults
+from scdd.data.formats.matrix import MemoryMatrix
 from scdd.data.joined import JoinedRows, join_genes, join_obs
-from scdd.data.matrix import MemoryMatrix
 from scdd.data.source import Source, open_source
 from scdd.errors import InputError
 

@@ -9,7 +9,7 @@ import numpy as np
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
-    from scdd.data.matrix import RowMatrix
+    from scdd.data.formats.matrix import RowMatrix
 
 Expression = Literal["counts", "log1p", "fractional"]
 

@@ -10,8 +10,8 @@ from scipy import sparse
 
 from scdd import _csr
 from scdd.data.expression import check_faults
-from scdd.data.gather import MatrixRows, Rows
-from scdd.data.matrix import MemoryMatrix, RowMatrix
+from scdd.data.formats.matrix import MemoryMatrix, RowMatrix
+from scdd.data.loading.gather import MatrixRows, Rows
 from scdd.errors import InputError
 
 if TYPE_CHECKING:

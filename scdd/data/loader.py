@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scdd import _csr
-from scdd.data.ahead import ahead
 from scdd.data.atlas import Atlas
-from scdd.data.batch import BatchMaker, Span, cells_a_call
-from scdd.data.buffers import BufferPool
-from scdd.data.epoch import Epoch, Schedule
-from scdd.data.gather import OUTPUT_TYPES, Rows
-from scdd.data.selection import checked_rows, gene_transform, label_codes
-from scdd.data.stored import default_threads
-from scdd.data.tokens import MAX_GENES, TokenTransform
-from scdd.data.vocabulary import GeneVocabulary
+from scdd.data.formats.stored import default_threads
+from scdd.data.loading.ahead import ahead
+from scdd.data.loading.batch import BatchMaker, Span, cells_a_call
+from scdd.data.loading.buffers import BufferPool
+from scdd.data.loading.epoch import Epoch, Schedule
+from scdd.data.loading.gather import OUTPUT_TYPES, Rows
+from scdd.data.loading.selection import checked_rows, gene_transform, label_codes
+from scdd.data.loading.tokens import MAX_GENES, TokenTransform
+from scdd.data.loading.vocabulary import GeneVocabulary
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from scdd.data.plan import LoaderPlan
+    from scdd.data.loading.plan import LoaderPlan
     from scdd.data.preprocess import Preprocessor
 
 _BAD_MIXING = 2.0
@@ -308,7 +308,7 @@ def _random_access(atlas: Atlas, cache: str | Path | None) -> Rows | None:
     if direct is not None or cache is None:
         atlas.check_in_memory()
         return direct
-    from scdd.data.packed_cache import packed_cache
+    from scdd.data.packed.cache import packed_cache
 
     packed = packed_cache(atlas, cache)
     return None if packed is None else packed.source

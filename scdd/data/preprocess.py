@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scdd import _csr
-from scdd.data.moments import column_moments
+from scdd.data.statistics.moments import column_moments
 from scdd.data.variable_genes import highly_variable_genes
 from scdd.errors import InputError
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from scdd.data.expression import Expression, Values, look, remedy
-from scdd.data.matrix import MemoryMatrix, RowMatrix, open_matrix
-from scdd.data.tenx import find_mtx, is_tenx_h5, read_tenx_h5, read_tenx_mtx
+from scdd.data.formats.matrix import MemoryMatrix, RowMatrix, open_matrix
+from scdd.data.formats.tenx import find_mtx, is_tenx_h5, read_tenx_h5, read_tenx_mtx
 from scdd.errors import DataFileError, InputError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import anndata
 
-    from scdd.data.tenx import Tenx
+    from scdd.data.formats.tenx import Tenx
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _store_of_anndata(adata: anndata.AnnData) -> Store:
 
 def _store_of_path(path: Path) -> Store:
     if path.suffix == ".packed":
-        from scdd.data.packed import packed_store
+        from scdd.data.packed.store import packed_store
 
         return packed_store(path)
     matrix = find_mtx(path) if path.exists() else None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from scdd.data.moments import column_moments
+from scdd.data.statistics.moments import column_moments
 from scdd.errors import InputError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 
 from scdd.data.atlas import Atlas
 from scdd.data.loader import CellLoader
-from scdd.data.moments import column_moments
 from scdd.data.preprocess import Preprocessor
+from scdd.data.statistics.moments import column_moments
 from scdd.errors import InputError
 from scdd.models.base import Model
 from scdd.models.config import AutoencoderConfig
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from scdd.data.batch import CellBatch
+    from scdd.data.loading.batch import CellBatch
 
 _BLOCK = 4_096
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import anndata
     from torch import Tensor
 
-    from scdd.data.batch import CellBatch
+    from scdd.data.loading.batch import CellBatch
     from scdd.data.preprocess import Preprocessor
 
 _BLOCK = 4_096

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import scdd
-from scdd.data.packed_header import OFFSETS, ROWS
+from scdd.data.packed.header import OFFSETS, ROWS
 
 
 @pytest.fixture

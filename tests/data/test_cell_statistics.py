@@ -10,7 +10,7 @@ from scipy import sparse
 
 import scdd
 from scdd import _csr
-from scdd.data.cell_statistics import cell_statistics, mitochondrial_genes
+from scdd.data.statistics.cell_statistics import cell_statistics, mitochondrial_genes
 from scdd.errors import InputError
 
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from scdd.data import buckets, columns
-from scdd.data.columns import rows_of_columns
+from scdd.data.formats import buckets, columns
+from scdd.data.formats.columns import rows_of_columns
 from scdd.errors import DataFileError, InputError
 
 LEAST = 1 << 21

@@ -22,9 +22,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdd.data import layout_cache, layout_hdf5
-from scdd.data.layout import FileIdentity, NotDirect, file_identity, layout_of, unchanged
-from scdd.data.layout_check import self_check
+from scdd.data.formats import layout_cache, layout_hdf5
+from scdd.data.formats.layout import FileIdentity, NotDirect, file_identity, layout_of, unchanged
+from scdd.data.formats.layout_check import self_check
 from scdd.errors import DataFileError
 
 KINDS = ["deflate", "gzip", "zstd", "lz4_hdf5", "lz4_numcodecs", "lzf", "blosc", "shuffle"]
@@ -362,7 +362,7 @@ def test_hdf5_truncated_under_our_hands(h5, chunks, monkeypatch):
     size = Path(dataset.file.filename).stat().st_size
     # h5py refuses a file that was cut before it is opened, so the size alone is made smaller.
     monkeypatch.setattr(
-        "scdd.data.layout_hdf5._local_file",
+        "scdd.data.formats.layout_hdf5._local_file",
         lambda dataset: (dataset.file.filename, FileIdentity(1, size // 2, 1)),
     )
     with pytest.raises(DataFileError, match=r"0\.h5: /x is corrupt or truncated: chunk \d+ .*copy or write"):
@@ -812,7 +812,7 @@ def test_shards_are_cached_too(shard, tmp_path, monkeypatch):
     monkeypatch.setenv("SCDD_CACHE", str(tmp_path / "cache"))
     check(reopened())
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    monkeypatch.setattr("scdd.data.layout_zarr._Shards._index", None)  # would fail if it were asked
+    monkeypatch.setattr("scdd.data.formats.layout_zarr._Shards._index", None)  # would fail if it were asked
     check(reopened())
     (folder / "c/1").unlink()
     with pytest.raises(TypeError):

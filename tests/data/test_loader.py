@@ -25,7 +25,7 @@ from scipy import sparse
 from scdd.data import joined
 from scdd.data.atlas import Atlas
 from scdd.data.loader import CellLoader
-from scdd.data.packing import pack
+from scdd.data.packed.writing import pack
 from scdd.data.preprocess import Preprocessor
 from scdd.errors import DataFileError, InputError
 

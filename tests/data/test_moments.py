@@ -8,7 +8,7 @@ from scipy import sparse
 
 import scdd
 from scdd import _csr
-from scdd.data.moments import column_moments
+from scdd.data.statistics.moments import column_moments
 from scdd.data.variable_genes import standardised_variance
 from scdd.errors import InputError
 

@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 import scdd
 from scdd import _csr
 from scdd.cli import pack as pack_verb
-from scdd.data import packing
-from scdd.data.packed import PackedStore, packed_store
-from scdd.data.packed_header import HEADER, OFFSETS, ROWS, TABLES, Header
-from scdd.data.packed_source import is_fresh
-from scdd.data.packing import pack
+from scdd.data.packed import writing as packing
+from scdd.data.packed.fingerprint import is_fresh
+from scdd.data.packed.header import HEADER, OFFSETS, ROWS, TABLES, Header
+from scdd.data.packed.store import PackedStore, packed_store
+from scdd.data.packed.writing import pack
 from scdd.errors import DataFileError, InputError
 
 SIMD = _csr.packed_simd()
@@ -318,7 +318,7 @@ def test_more_cells_than_a_block(tmp_path, adata, monkeypatch):
 
 def test_checksums_of_many_blocks(tmp_path, adata, monkeypatch):
     monkeypatch.setattr(packing, "BLOCK", 1_000)
-    monkeypatch.setattr("scdd.data.packed_header.BLOCK", 1_000)
+    monkeypatch.setattr("scdd.data.packed.header.BLOCK", 1_000)
     store = pack(scdd.Atlas(adata), tmp_path / "a.packed")
     sums = store.header.files[ROWS]
     assert len(sums.crc32) == -(-sums.size // 1_000)

@@ -12,9 +12,9 @@ from sklearn.decomposition import PCA
 
 import scdd
 from scdd import _csr
-from scdd.data import pca as module
-from scdd.data.pca import streaming_pca
 from scdd.data.preprocess import Preprocessor
+from scdd.data.statistics import pca as module
+from scdd.data.statistics.pca import streaming_pca
 from scdd.errors import InputError
 
 

@@ -22,8 +22,8 @@ from scdd import _csr
 from scdd.data.atlas import Atlas
 from scdd.data.joined import JoinedRows
 from scdd.data.loader import CellLoader
-from scdd.data.plan import choose_sizes
-from scdd.data.shuffle import EpochOrder, mean_block, variance_inflation
+from scdd.data.loading.plan import choose_sizes
+from scdd.data.loading.shuffle import EpochOrder, mean_block, variance_inflation
 from scdd.errors import InputError
 
 # The order of an epoch

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import scdd
-from scdd.data.moments import column_moments
+from scdd.data.statistics.moments import column_moments
 from scdd.data.variable_genes import highly_variable_genes, normalised_dispersion, standardised_variance
 from scdd.errors import InputError
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 import scdd
 from scdd.data.preprocess import Preprocessor
-from scdd.data.reservoir import class_reservoirs, reservoir_cells, sample_stream
+from scdd.data.statistics.reservoir import class_reservoirs, reservoir_cells, sample_stream
 from scdd.errors import InputError
 
 

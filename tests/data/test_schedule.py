@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scdd.data.schedule import repeat_schedule, tile_schedule
+from scdd.data.loading.schedule import repeat_schedule, tile_schedule
 from scdd.errors import InputError
 
 lengths_of = st.one_of(

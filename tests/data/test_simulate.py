@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import RidgeClassifier
 
-from scdd.data import simulate as module
-from scdd.data.simulate import (
+from scdd.data.simulation import simulate as module
+from scdd.data.simulation.simulate import (
     CHUNK,
     design_count_model,
     fit_count_model,

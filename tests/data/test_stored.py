@@ -28,8 +28,8 @@ from scipy import sparse
 from scdd import _csr
 from scdd.data.atlas import Atlas
 from scdd.data.expression import Faults
+from scdd.data.formats.stored import ChunkReader, LibraryReader, StoredCsr
 from scdd.data.loader import CellLoader
-from scdd.data.stored import ChunkReader, LibraryReader, StoredCsr
 from scdd.errors import DataFileError, InputError
 
 pytestmark = [
@@ -381,7 +381,7 @@ def test_many_threads_may_read_at_once(tmp_path):
 def without_deflate(monkeypatch):
     known = _csr.codecs()
     monkeypatch.setattr(
-        "scdd.data.stored._csr.codecs", lambda: known | {"deflate": None, "zstd": None, "gzip": None}
+        "scdd.data.formats.stored._csr.codecs", lambda: known | {"deflate": None, "zstd": None, "gzip": None}
     )
 
 

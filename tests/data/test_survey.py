@@ -14,10 +14,11 @@ import zarr
 from scipy import io, sparse
 
 import scdd
-from scdd.data import matrix, reading_speed, survey
-from scdd.data.describe import describe
-from scdd.data.stored_form import form_of
-from scdd.data.transcoded import TranscodedRows
+from scdd.data.formats import matrix
+from scdd.data.formats.transcoded import TranscodedRows
+from scdd.data.inspection import reading_speed, survey
+from scdd.data.inspection.describe import describe
+from scdd.data.inspection.stored_form import form_of
 from scdd.errors import InputError
 
 N, GENES = 900, 60

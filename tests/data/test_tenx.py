@@ -13,8 +13,8 @@ import pytest
 from scipy import io, sparse
 
 import scdd
-from scdd.data.chosen import ChosenColumns
-from scdd.data.matrix import StoredCsr
+from scdd.data.formats.chosen import ChosenColumns
+from scdd.data.formats.matrix import StoredCsr
 from scdd.data.source import open_source, store_of
 from scdd.errors import DataFileError, InputError
 

@@ -12,9 +12,9 @@ from scipy import sparse
 
 from scdd import _csr
 from scdd.data.atlas import Atlas
-from scdd.data.gather import Arrays, MatrixRows
-from scdd.data.tokens import TokenTransform, two_views
-from scdd.data.vocabulary import GeneVocabulary
+from scdd.data.loading.gather import Arrays, MatrixRows
+from scdd.data.loading.tokens import TokenTransform, two_views
+from scdd.data.loading.vocabulary import GeneVocabulary
 from scdd.errors import InputError
 
 VALUES = [np.float32, np.float64, np.int32, np.int64, np.uint16, np.uint8]

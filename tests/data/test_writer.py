@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from numcodecs.zstd import Zstd
 from scipy import sparse
 
-from scdd.data.writer import write_csr
+from scdd.data.writing.writer import write_csr
 from scdd.errors import DataFileError, InputError
 
 
@@ -164,7 +164,7 @@ def test_scanpy_and_atlas_read_it(tmp_path, adata):
 
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_obs_that_comes_with_the_blocks(tmp_path, suffix, monkeypatch):
-    from scdd.data import writer_frames
+    from scdd.data.writing import frames as writer_frames
 
     monkeypatch.setattr(writer_frames, "_ROWS", {".h5ad": 10, ".zarr": 10})
     n = 101
@@ -368,7 +368,7 @@ CHILD = """
     import itertools, resource, signal, sys
     import numpy as np, pandas as pd
     from scipy import sparse
-    from scdd.data.writer import write_csr
+    from scdd.data.writing.writer import write_csr
     from scdd.errors import DataFileError
     import anndata.io, h5py, zarr
     rng = np.random.default_rng(0)

@@ -1,0 +1,247 @@
+"""Chunk tables of zarr arrays (v2, v3, v3 sharded), from their metadata and one look at their folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from scdd.data.formats.layout import (
+    ArrayLayout,
+    Chunks,
+    NotDirect,
+    checked_dtype,
+    chunk_count,
+    file_identity,
+)
+from scdd.data.formats.layout_cache import cached_table
+from scdd.errors import DataFileError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from scdd.data.formats.layout import FileIdentity, Step
+
+# numcodecs' ids; zarr v3 has its own gzip, zstd, blosc and crc32c under the same names.
+_KINDS = {"zlib": "deflate", "gzip": "gzip", "zstd": "zstd", "lz4": "lz4_numcodecs", "blosc": "blosc"}
+_MISSING = np.uint64(2**64 - 1)
+
+
+class _Plan(NamedTuple):
+    """What the metadata says of the files: their chunk keys, and what lies in each of them.
+
+    ``folder`` and ``prefix`` make up the name of file ``n``: ``folder / f"{prefix}{n}"``.
+    """
+
+    folder: Path
+    prefix: str
+    file_length: int
+    dtype: np.dtype
+    steps: tuple[Step, ...]
+    shard: _Shard | None
+
+
+class _Shard(NamedTuple):
+    """Inner chunks of a shard and its index: two uint64 for each of them, and perhaps a checksum."""
+
+    chunk_length: int
+    at_end: bool
+    order: str
+    checksum: bool
+
+
+def zarr_layout(array: Any, *, crc32c: Callable[[bytes], int] | None = None) -> ArrayLayout:
+    """Chunk table of a `zarr.Array`; see `scdd.data.formats.layout.layout_of`."""
+    root = _local_folder(array)
+    name = str(root)
+    if len(array.shape) != 1:
+        raise NotDirect(f"{name} is not one-dimensional")
+    metadata, length = array.metadata.to_dict(), int(array.shape[0])
+    plan = (_plan_v2 if int(metadata["zarr_format"]) == 2 else _plan_v3)(name, root, array, metadata)
+    n_files = chunk_count(name, length, plan.file_length)
+    paths, identities, numbers = _files(name, plan, n_files)
+    chunk_length = plan.shard.chunk_length if plan.shard else plan.file_length
+    count = chunk_count(name, length, chunk_length)
+    if plan.shard is None:
+        chunks = Chunks.none_stored(count)
+        chunks.file_of_chunk[numbers] = np.arange(len(paths))
+        chunks.offsets[numbers] = 0
+        chunks.sizes[numbers] = [known.size for known in identities]
+    else:
+        shards = _Shards(name, plan, paths, identities, numbers, crc32c or _google_crc32c())
+        chunks = cached_table((name, *paths[:1]), identities, count, lambda: shards.table(count))
+    fill = 0.0 if array.fill_value is None else float(array.fill_value)
+    return ArrayLayout(name, paths, identities, *chunks, chunk_length, length, plan.dtype, plan.steps, fill)
+
+
+def _local_folder(array: Any) -> Path:
+    from zarr.storage import LocalStore
+
+    if type(array).__name__ != "Array":
+        raise NotDirect(f"{type(array).__name__} is neither an h5py.Dataset nor a zarr.Array")
+    store = array.store_path.store
+    if not isinstance(store, LocalStore):
+        raise NotDirect(f"{array.store_path} is not in a local folder but in a {type(store).__name__}")
+    return Path(os.path.abspath(store.root)) / array.store_path.path  # noqa: PTH100 (keeps links)
+
+
+def _plan_v2(name: str, root: Path, array: Any, metadata: Mapping[str, Any]) -> _Plan:
+    dtype = checked_dtype(name, array.dtype)
+    codecs = [*(metadata.get("filters") or ()), *([metadata["compressor"]] if metadata["compressor"] else ())]
+    steps = _steps(name, [(str(codec["id"]), codec) for codec in codecs])
+    return _Plan(root, "", int(metadata["chunks"][0]), dtype, steps, None)
+
+
+def _plan_v3(name: str, root: Path, array: Any, metadata: Mapping[str, Any]) -> _Plan:
+    if metadata.get("storage_transformers"):
+        raise NotDirect(f"{name} has storage transformers")
+    grid, grid_options = _named(metadata["chunk_grid"])
+    if grid != "regular":
+        raise NotDirect(f"{name} has a {grid} chunk grid")
+    codecs, shard = [_named(codec) for codec in metadata["codecs"]], None
+    if codecs[0][0] == "sharding_indexed" and len(codecs) == 1:
+        shard = _shard(name, codecs[0][1])
+        codecs = [_named(codec) for codec in codecs[0][1]["codecs"]]
+    file_length = int(grid_options["chunk_shape"][0])
+    if shard and (shard.chunk_length < 1 or file_length % shard.chunk_length):
+        raise DataFileError(
+            f"{name} is corrupt: shards of {file_length} in chunks of {shard.chunk_length}; write it again"
+        )
+    folder, prefix = _keys(name, root, metadata["chunk_key_encoding"])
+    dtype = _v3_dtype(name, array.dtype, codecs[0])
+    return _Plan(folder, prefix, file_length, dtype, _steps(name, codecs[1:]), shard)
+
+
+def _shard(name: str, options: Mapping[str, Any]) -> _Shard:
+    codecs = [_named(codec) for codec in options["index_codecs"]]
+    kinds = [kind for kind, _ in codecs]
+    if kinds not in (["bytes"], ["bytes", "crc32c"]):
+        raise NotDirect(f"{name} encodes the index of its shards by {', '.join(kinds)}")
+    order = ">" if codecs[0][1].get("endian") == "big" else "<"
+    at_end = options.get("index_location", "end") == "end"
+    return _Shard(int(options["chunk_shape"][0]), at_end, order, len(kinds) == 2)
+
+
+def _keys(name: str, root: Path, encoding: Any) -> tuple[Path, str]:
+    """Folder and prefix of the files of a v3 array."""
+    kind, options = _named(encoding)
+    if kind == "v2":
+        return root, ""
+    if kind != "default":
+        raise NotDirect(f"{name} names its chunks by {kind!r}")
+    return (root, "c.") if options.get("separator", "/") == "." else (root / "c", "")
+
+
+def _v3_dtype(name: str, dtype: Any, codec: tuple[str, Mapping[str, Any]]) -> np.dtype:
+    dtype, (kind, options) = checked_dtype(name, dtype), codec
+    if kind != "bytes":
+        raise NotDirect(f"{name} is encoded by {kind!r} before its bytes")
+    endian = options.get("endian")
+    if endian is None and dtype.itemsize > 1:
+        raise NotDirect(f"{name} does not state its byte order")
+    return dtype.newbyteorder({"big": ">", "little": "<", None: "="}[getattr(endian, "value", endian)])
+
+
+def _steps(name: str, codecs: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Step, ...]:
+    """Codecs, given in the order in which they were applied, in the order in which they are undone."""
+    steps: list[Step] = []
+    for full, options in reversed(codecs):
+        kind = full.removeprefix("numcodecs.")
+        if kind == "shuffle":
+            if int(options.get("elementsize", 4)) > 1:
+                steps.append(("shuffle", int(options.get("elementsize", 4)), -1))
+        elif full == "crc32c":
+            steps.append(("crc32c", 0, -1))
+        elif kind in _KINDS and not (kind == "blosc" and options.get("cname") == "snappy"):
+            steps.append((_KINDS[kind], 0, -1))
+        else:
+            raise NotDirect(f"{name} is encoded by {full!r}")
+    return tuple(steps)
+
+
+def _named(value: Any) -> tuple[str, Mapping[str, Any]]:
+    """Name and configuration, however briefly the metadata puts them."""
+    if isinstance(value, str):
+        return value, {}
+    return str(value["name"]), value.get("configuration") or {}
+
+
+def _files(
+    name: str, plan: _Plan, count: int
+) -> tuple[tuple[str, ...], tuple[FileIdentity, ...], np.ndarray]:
+    """Those chunk files that exist, by one listing of their folder: paths, identities, numbers [n]."""
+    found: dict[int, tuple[str, FileIdentity]] = {}
+    try:
+        with os.scandir(plan.folder) as entries:
+            for entry in entries:
+                number = entry.name.removeprefix(plan.prefix)
+                known = entry.name.startswith(plan.prefix) and number.isascii() and number.isdigit()
+                if known and str(int(number)) == number and int(number) < count and entry.is_file():
+                    # DirEntry.stat would do, but has no inode on Windows.
+                    found[int(number)] = (entry.path, file_identity(entry.path))
+    except FileNotFoundError:
+        pass  # no chunk is stored
+    except OSError as error:
+        raise DataFileError(f"{name} cannot be listed ({error.strerror}); check its permissions") from error
+    numbers = sorted(found)
+    paths = tuple(found[n][0] for n in numbers)
+    return paths, tuple(found[n][1] for n in numbers), np.array(numbers, dtype=np.int64)
+
+
+class _Shards(NamedTuple):
+    """The shard files of an array, whose indexes make up its chunk table."""
+
+    name: str
+    plan: _Plan
+    paths: tuple[str, ...]
+    identities: tuple[FileIdentity, ...]
+    numbers: np.ndarray
+    crc32c: Callable[[bytes], int]
+
+    def table(self, count: int) -> Chunks:
+        """Read the index of every shard."""
+        shard = self.plan.shard
+        assert shard is not None
+        inner = self.plan.file_length // shard.chunk_length
+        chunks = Chunks.none_stored(count)
+        for position, number in enumerate(self.numbers):
+            index = self._index(position, inner)
+            here = slice(int(number) * inner, min((int(number) + 1) * inner, count))
+            index = index[: here.stop - here.start]
+            stored = ~(index == _MISSING).all(axis=1)
+            if (index[stored] > np.iinfo(np.int64).max).any():
+                raise self._corrupt(position, "its index names bytes beyond 2^63")
+            chunks.file_of_chunk[here] = np.where(stored, position, 0)
+            chunks.offsets[here] = np.where(stored, index[:, 0].astype(np.int64), -1)
+            chunks.sizes[here] = np.where(stored, index[:, 1].astype(np.int64), 0)
+        return chunks
+
+    def _index(self, position: int, inner: int) -> np.ndarray:
+        """Offset and size of each inner chunk, uint64 [inner, 2]."""
+        shard = self.plan.shard
+        assert shard is not None
+        size, available = 16 * inner + 4 * shard.checksum, self.identities[position].size
+        if available < size:
+            raise self._corrupt(position, f"{available} bytes do not hold its index of {size}")
+        with Path(self.paths[position]).open("rb") as file:
+            file.seek(available - size if shard.at_end else 0)
+            raw = file.read(size)
+        if len(raw) != size:
+            raise self._corrupt(position, "it has become shorter")
+        if shard.checksum and self.crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
+            raise self._corrupt(position, "the checksum of its index is wrong")
+        return np.frombuffer(raw, dtype=f"{shard.order}u8", count=2 * inner).reshape(-1, 2).astype(np.uint64)
+
+    def _corrupt(self, position: int, fault: str) -> DataFileError:
+        path = self.paths[position]
+        return DataFileError(f"{self.name} is corrupt: shard {path}: {fault}; copy or write the store again")
+
+
+def _google_crc32c() -> Callable[[bytes], int]:
+    try:
+        import google_crc32c
+    except ImportError as error:
+        raise NotDirect("the checksums of zarr shards need google-crc32c") from error
+    return google_crc32c.value

@@ -1,0 +1,60 @@
+"""What a file holds, in words: for looking before distilling."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scdd.data.inspection.survey import survey
+from scdd.data.source import store_of
+from scdd.errors import InputError
+
+if TYPE_CHECKING:
+    from scdd.data.source import Store
+
+
+def describe(path: str | Path, label: str | None = None) -> str:
+    """A few lines on an atlas, a distilled set or the folder of a saved model.
+
+    Of every matrix: its values, how it lies in the file, and how fast cells are read from it.
+    """
+    path = Path(path)
+    if (path / "config.json").exists():
+        return _model(path)
+    store = store_of(path)
+    lines = [f"{path}: {len(store.obs):,} cells"]
+    for name in store.layers:
+        genes = len(store.var_names["raw/X" if name == "raw/X" else "X"])
+        found = survey(path, store, name)
+        lines.append(f"  {name}: {genes:,} genes, {found.values.describe()}")
+        lines += [f"    {line}" for line in found.lines]
+    lines.append("  obs columns:")
+    for key in store.obs:
+        column = store.obs[key]
+        missing = f", {int(column.isna().sum())} missing" if column.isna().any() else ""
+        lines.append(f"    {key}: {column.nunique()} values{missing}")
+    if label is not None:
+        lines += _classes(store, label)
+    return "\n".join(lines)
+
+
+def _classes(store: Store, label: str) -> list[str]:
+    if label not in store.obs:
+        known = ", ".join(map(str, store.obs.columns)) or "none"
+        raise InputError(f"obs has no column {label!r} in {store.name}; its columns are: {known}")
+    counts = store.obs[label].value_counts()
+    return [f"  {label}:", *(f"    {name}: {n:,}" for name, n in counts.items())]
+
+
+def _model(path: Path) -> str:
+    config = json.loads((path / "config.json").read_text())
+    lines = [
+        f"{path}: {config['class']} (scdd {config['version']}), "
+        f"{len(config['preprocessor']['genes']):,} genes"
+    ]
+    for name, values in zip(
+        *(config.get("conditions", {}).get(k, []) for k in ("names", "values")), strict=False
+    ):
+        lines.append(f"  condition {name}: {', '.join(values)}")
+    return "\n".join(lines)

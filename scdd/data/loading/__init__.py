@@ -1,0 +1,1 @@
+"""From rows to batches: order, windows, memory and what is delivered."""

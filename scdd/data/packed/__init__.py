@@ -1,0 +1,1 @@
+"""Packed folders: every cell on its own, in any order."""

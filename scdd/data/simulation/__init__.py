@@ -1,0 +1,1 @@
+"""Simulated atlases, fitted to a real one."""

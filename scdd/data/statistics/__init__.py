@@ -1,0 +1,1 @@
+"""Streaming statistics of cells and genes."""
