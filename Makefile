@@ -13,7 +13,7 @@ LABEL ?= bulk_labels
 EXPRESSION ?= $(if $(DATA),counts,log1p)
 OPTIONS ?=
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test lint bench sanitize fuzz clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.demo: pyproject.toml setup.py constraints.txt scripts/system-libraries.sh $(wildcard csrc/*)
@@ -45,6 +45,14 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python bench/bench_loader.py
 	@$(BIN)/python bench/run.py
+
+$(VENV)/.sanitize: $(VENV)/.dev
+	@$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
+	@touch $@
+
+# the tests that reach C++, under the address and undefined-behaviour sanitizers, then under the thread sanitizer
+sanitize: $(VENV)/.sanitize
+	@PYTHON=$(BIN)/python scripts/sanitize.sh $(SANITIZE)
 
 # FUZZ=300 gives every decoder five minutes of damaged input
 fuzz:

@@ -84,7 +84,7 @@ class StoredCsr {
     std::vector<int64_t> cuts{0};
     int64_t budget = kTaskBytes;
     if (n > 0) {  // short requests are spread over all threads
-      budget = std::min(budget, bytes_of(indptr_[check(rows[0])], indptr_[check(rows[n - 1]) + 1]) / (4 * threads) + 1);
+      budget = std::min(budget, bytes_of(indptr_[check(rows[0])], indptr_[check(rows[n - 1]) + 1]) / threads / 4 + 1);
     }
     const bool exact = indices_->stored() && data_->stored();
     for (int64_t k = 1; k < n; ++k) {

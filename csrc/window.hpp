@@ -151,7 +151,7 @@ class Window {
     const Row& here = at(row);
     if (!outside(next, n_rows)) {
       const Row& ahead = rows_[next];
-      const uint8_t* end = ahead.bytes + ahead.size * 3;  // the usual case; a hint may be wrong
+      const uint8_t* end = ahead.bytes + int64_t{ahead.size} * 3;  // the usual case; a hint may be wrong
       for (const uint8_t* line = ahead.bytes; line < end; line += 64) __builtin_prefetch(line, 0, 3);
     }
     return narrow_genes_ ? view_as<uint16_t>(here, f) : view_as<int32_t>(here, f);

@@ -23,6 +23,12 @@ for name in clang++ clang++-{20,19,18,17,16,15,14}; do
   fi
 done
 compiler=${fuzzer:-${CXX:-g++}}
+if [ -z "$fuzzer" ] && ! compiles 'int main() {}' "$compiler" "-fsanitize=$sanitize"; then
+  echo "skipped fuzzing: $compiler has no sanitizers; on Debian: apt-get install g++, or clang" >&2
+  [ -z "${CI:-}" ] # an error only there
+  exit
+fi
+[ -n "$fuzzer" ] || echo "no clang with libFuzzer: mutating blindly ($compiler)"
 
 libraries=()
 for entry in LIBDEFLATE:libdeflate.h:-ldeflate ZLIB:zlib.h:-lz ZSTD:zstd.h:-lzstd LZ4:lz4.h:-llz4 BLOSC:blosc.h:-lblosc; do
