@@ -1,4 +1,4 @@
-"""A loader's life beyond one epoch: who moves it, wide atlases, many files, few descriptors, PyTorch's workers."""
+"""A loader's life beyond one epoch: who moves it, wide atlases, many files, few descriptors, workers."""
 
 from __future__ import annotations
 
@@ -89,6 +89,7 @@ def test_stores_of_many_files_need_few_descriptors(tmp_path):
         values = matrix[name][...]
         del matrix[name]
         matrix.create_array(name, data=values, chunks=(200,))
+    zarr.consolidate_metadata(path)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (120, hard))
     try:
