@@ -98,8 +98,9 @@ size_t decode_deflate(Kind kind, Bytes in, const Target& target, [[maybe_unused]
 #if defined(SCDD_HAVE_LIBDEFLATE)
   return inflate_whole(kind, in, target, scratch);
 #elif defined(SCDD_HAVE_ZLIB)
-  // One byte more than declared tells a chunk that holds more.
-  return inflate_some(kind, in, target.out, target.whole() ? target.size + 1 : target.wanted, scratch);
+  // One byte more than declared tells a chunk that holds more. As above, only short prefixes go without the checksum.
+  const bool all = target.whole() || target.wanted > target.size / 3;
+  return inflate_some(kind, in, target.out, all ? target.size + 1 : target.wanted, scratch);
 #else
   (void)in, (void)target;
   fail_not_built(kind);

@@ -222,7 +222,7 @@ void require_same(const Answer& a, const Answer& b) {
 }
 
 std::shared_ptr<scdd::SegmentPool> pool() {
-  static const auto kept = std::make_shared<scdd::SegmentPool>();
+  static const auto kept = std::make_shared<scdd::SegmentPool>(1 << 12);  // rows of more than that exist too
   return kept;
 }
 

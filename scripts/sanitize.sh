@@ -50,7 +50,7 @@ for sanitizers in "$@"; do
   # PYTHONSAFEPATH: without it the folder that we are in comes first, and with it the ordinary build. Processes that the
   # tests spawn look for `tests` in it all the same.
   under=(env "LD_PRELOAD=$preload" "PYTHONPATH=$folder:$root" PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1
-    HYPOTHESIS_PROFILE=sanitize OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
     "ASAN_OPTIONS=$report:suppressions=$root/scripts/asan-suppressions.txt:detect_leaks=0:allocator_may_return_null=1"
     "UBSAN_OPTIONS=$report:print_stacktrace=1:halt_on_error=1"
     "TSAN_OPTIONS=$report:suppressions=$root/scripts/tsan-suppressions.txt:exitcode=66")

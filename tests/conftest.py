@@ -13,10 +13,9 @@ import pytest
 from scipy import sparse
 
 # The same examples in every run, so that a red test is the change's own fault; HYPOTHESIS_PROFILE=search
-# looks for new ones, and `sanitize` is content with few, as sanitizers make each many times slower.
+# looks for new ones.
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.register_profile("search", print_blob=True)
-hypothesis.settings.register_profile("sanitize", derandomize=True, max_examples=15, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 

@@ -47,7 +47,29 @@ HDF5 = {
     "fletcher32": {"fletcher32": True},
     "gzip and fletcher32": {"compression": "gzip", "fletcher32": True},
 }
-ZARR = ["v2 none", "v2 blosc", "v2 zstd", "v2 gzip", "v2 lz4", "v3 none", "v3 zstd", "v3 gzip", "v3 sharded"]
+# A build without a codec's library leaves its chunks to zarr; what is tested here is what it reads itself.
+ZARR = [
+    name
+    for name, kind in {
+        "v2 none": None,
+        "v2 blosc": "blosc",
+        "v2 zstd": "zstd",
+        "v2 gzip": "gzip",
+        "v2 lz4": "lz4_numcodecs",
+        "v3 none": None,
+        "v3 zstd": "zstd",
+        "v3 gzip": "gzip",
+        "v3 sharded": "zstd",
+    }.items()
+    if kind is None or _csr.codecs()[kind]
+]
+
+
+def built(*names: str) -> list[str]:
+    """Those of the layouts that this build reads itself."""
+    return [name for name in names if name in HDF5 or name in ZARR]
+
+
 # What is stored together with a checksum: no damage to it may go unseen.
 CHECKED = ["gzip", "shuffle and gzip", "fletcher32", "gzip and fletcher32", "v2 gzip", "v3 gzip"]
 
@@ -252,7 +274,7 @@ def test_every_codec_reads_a_matrix_of_many_chunks(tmp_path, codec):
             check_rows(stored, parts, rows, threads)
 
 
-@pytest.mark.parametrize("codec", ["contiguous", "gzip", "v2 zstd", "v3 sharded"])
+@pytest.mark.parametrize("codec", built("contiguous", "gzip", "v2 zstd", "v3 sharded"))
 def test_matrices_without_entries(tmp_path, codec):
     parts = Parts(np.zeros(0, "f4"), np.zeros(0, "i4"), np.zeros(12, "i8"), 9)
     if codec.startswith("v"):
@@ -322,7 +344,7 @@ def test_values_that_no_narrow_form_holds_exactly(tmp_path):
     check_rows(stored, parts, np.arange(len(rows)), 1)
 
 
-@pytest.mark.parametrize("codec", ["gzip", "v2 zstd", "v3 sharded"])
+@pytest.mark.parametrize("codec", built("gzip", "v2 zstd", "v3 sharded"))
 def test_unread_genes_and_wrong_arguments(tmp_path, codec):
     parts = make_parts(2)
     stored = open_parts(write_parts(tmp_path / "a", parts, codec), parts, codec)
@@ -385,7 +407,7 @@ def without_deflate(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("codec", ["gzip", "shuffle and gzip", "v2 zstd", "v3 sharded"])
+@pytest.mark.parametrize("codec", built("gzip", "shuffle and gzip", "v2 zstd", "v3 sharded"))
 def test_without_a_decoder_the_library_reads_the_same(tmp_path, without_deflate, codec):
     parts = make_parts(4, whole=False, data="f8")
     stored = open_parts(write_parts(tmp_path / "a", parts, codec), parts, codec)
@@ -628,7 +650,7 @@ def test_of_several_faults_the_first_is_named_whatever_the_threads(tmp_path):
         (lambda p: (p % 1_000).astype("i4"), "decreases"),  # as an int32 that overflowed
     ],
 )
-@pytest.mark.parametrize("codec", ["gzip", "v2 zstd"])
+@pytest.mark.parametrize("codec", built("gzip", "v2 zstd"))
 def test_damaged_row_pointers(tmp_path, codec, change, message):
     path, _ = write_atlas(tmp_path / "a.h5ad", codec)
     root = h5py.File(path, "r+") if codec in HDF5 else zarr.open_group(path, mode="r+")
@@ -690,7 +712,7 @@ def test_a_row_that_would_need_the_memory_of_an_atlas(tmp_path):
         (-0.5, "fractional", "negative values"),
     ],
 )
-@pytest.mark.parametrize("codec", ["contiguous", "gzip", "v3 sharded"])
+@pytest.mark.parametrize("codec", built("contiguous", "gzip", "v3 sharded"))
 def test_values_that_are_no_counts_are_named_with_their_row(
     tmp_path, monkeypatch, value, expression, message, codec
 ):
@@ -713,7 +735,7 @@ def test_values_that_are_no_counts_are_named_with_their_row(
         list(CellLoader(atlas, batch_size=16, window=32))
 
 
-@pytest.mark.parametrize("codec", ["gzip", "contiguous", "v2 zstd", "v3 sharded"])
+@pytest.mark.parametrize("codec", built("gzip", "contiguous", "v2 zstd", "v3 sharded"))
 @pytest.mark.parametrize("how", ["replaced", "truncated", "written to", "deleted"])
 def test_files_that_change_between_two_reads(tmp_path, codec, how):
     path, adata = write_atlas(tmp_path / "a.h5ad", codec)
