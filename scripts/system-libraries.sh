@@ -19,10 +19,10 @@ packages="libdeflate-dev zlib1g-dev libzstd-dev liblz4-dev libblosc-dev pkg-conf
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
   echo "installing libraries for decompression ..."
   export DEBIAN_FRONTEND=noninteractive
-  if apt-get update >/dev/null 2>&1; then
+  if timeout 120 apt-get update >/dev/null 2>&1; then
     # One by one: a system may lack one of them.
     for package in $packages; do
-      apt-get install -y --no-install-recommends "$package" >/dev/null 2>&1 || :
+      timeout 300 apt-get install -y --no-install-recommends "$package" >/dev/null 2>&1 || :
     done
   fi
   lacking=$(missing)
