@@ -13,6 +13,7 @@ from scdd import _csr
 from scdd.data.expression import Faults
 from scdd.data.formats.layout import ArrayLayout, NotDirect, layout_of, unchanged
 from scdd.data.formats.layout_check import self_check
+from scdd.data.threads import thread_count
 from scdd.errors import DataFileError
 
 if TYPE_CHECKING:
@@ -265,8 +266,7 @@ def array_of(layout: ArrayLayout) -> _csr.ChunkedArray:
 
 def default_threads() -> int:
     """Threads that decode: the cores that this process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, cores)
+    return min(16, thread_count(None))
 
 
 def runs(rows: np.ndarray) -> Iterator[tuple[int, int]]:
