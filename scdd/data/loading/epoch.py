@@ -261,7 +261,7 @@ def segment_bytes(window_bytes: int, workers: int) -> int:
 def in_passes(rows: np.ndarray, store_rows: np.ndarray) -> np.ndarray:
     """``rows`` in passes over the store: each cell for the first time, those that repeat for the second, ...
 
-    No block holds a cell twice: copies side by side would cut the run that they lie in into blocks of one cell.
+    No block holds a cell twice: copies side by side would cut the run that they lie in into blocks of one.
     """
     order = np.argsort(store_rows, kind="stable")
     ordered = store_rows[order]
