@@ -66,9 +66,9 @@ class SegmentPool {
 // For one thread at a time.
 class Arena {
  public:
-  explicit Arena(std::shared_ptr<SegmentPool> pool) : pool_(std::move(pool)) {}
+  explicit Arena(SegmentPool& pool) : pool_(pool) {}
   ~Arena() {
-    pool_->give(segments_);
+    pool_.give(segments_);
   }
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -76,15 +76,15 @@ class Arena {
   // `size` bytes, aligned to 8.
   uint8_t* take(size_t size) {
     size = (size + 7) / 8 * 8;
-    if (size > pool_->segment_bytes()) {
+    if (size > pool_.segment_bytes()) {
       large_.push_back(allocate(size));
       bytes_ += size;
       return large_.back().get();
     }
     if (size > left_) {
-      segments_.push_back(pool_->take());
+      segments_.push_back(pool_.take());
       cursor_ = segments_.back();
-      left_ = pool_->segment_bytes();
+      left_ = pool_.segment_bytes();
       bytes_ += left_;
     }
     uint8_t* taken = cursor_;
@@ -95,7 +95,7 @@ class Arena {
   size_t bytes() const { return bytes_; }
 
  private:
-  std::shared_ptr<SegmentPool> pool_;
+  SegmentPool& pool_;
   std::vector<uint8_t*> segments_;
   std::vector<Bytes> large_;
   uint8_t* cursor_ = nullptr;

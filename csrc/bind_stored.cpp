@@ -23,6 +23,13 @@ constexpr const char* kStoredDoc = R"(A CSR matrix in files; ValueError unless i
 
 constexpr const char* kWindowDoc = R"(Room for n_rows decoded rows over n_vars genes, each held in the narrowest form that is exact.)";
 
+constexpr const char* kWindowMemoryDoc = R"(Memory that windows take turns in, and what they leave behind for each other.
+
+Parameters
+----------
+segment_bytes : what a thread takes at a time, a multiple of 64
+edge_bytes : at most so much is kept of rows that lie in two chunks, so that no chunk is decoded twice; 0 for none)";
+
 constexpr const char* kReadIntoDoc = R"(Put rows into a window; returns faults as read() does.
 
 Parameters
@@ -172,7 +179,8 @@ py::tuple read_into(const StoredCsr& stored, Window& window, const py::array& ro
   SharedFaults faults;
   {
     const py::gil_scoped_release unlocked;
-    stored.read(row_ids, rows.size(), threads, cancel, [&] { return WindowSink(window, places, columns, faults); });
+    stored.read(row_ids, rows.size(), threads, cancel, window.edges(),
+                [&] { return WindowSink(window, places, columns, faults); });
   }
   return faults_of(faults.found);
 }
@@ -226,7 +234,7 @@ py::tuple read_rows(const StoredCsr& stored, const py::array& rows, int64_t thre
   SharedFaults faults;
   {
     const py::gil_scoped_release unlocked;
-    stored.read(row_ids, n, threads, cancel, [&] { return ArraySink(pointers, values, genes, faults); });
+    stored.read(row_ids, n, threads, cancel, nullptr, [&] { return ArraySink(pointers, values, genes, faults); });
   }
   return py::make_tuple(data, indices, indptr, faults_of(faults.found));
 }
@@ -248,15 +256,17 @@ void bind_stored(py::module_& module) {
       .def(py::init<>())
       .def("request", &Cancel::request)
       .def_property_readonly("requested", &Cancel::requested);
-  py::class_<SegmentPool, std::shared_ptr<SegmentPool>>(module, "SegmentPool", "Memory that windows take turns in.")
-      .def(py::init([](int64_t segment_bytes) {
+  py::class_<WindowMemory, std::shared_ptr<WindowMemory>>(module, "WindowMemory", kWindowMemoryDoc)
+      .def(py::init([](int64_t segment_bytes, int64_t edge_bytes) {
              if (segment_bytes < 64 || segment_bytes > (int64_t{1} << 30) || segment_bytes % 64 != 0) {
                throw py::value_error("segment_bytes is " + std::to_string(segment_bytes) +
                                      ", and must be a multiple of 64, at most 2^30");
              }
-             return std::make_shared<SegmentPool>(static_cast<size_t>(segment_bytes));
+             if (edge_bytes < 0) throw py::value_error("edge_bytes is " + std::to_string(edge_bytes) + ", below 0");
+             return std::make_shared<WindowMemory>(static_cast<size_t>(segment_bytes), static_cast<size_t>(edge_bytes));
            }),
-           py::arg("segment_bytes") = int64_t{1} << 21);
+           py::arg("segment_bytes") = int64_t{1} << 21, py::arg("edge_bytes") = 0)
+      .def_property_readonly("edge_bytes", [](const WindowMemory& self) { return self.edges.bytes(); });
   py::class_<ChunkedArray, std::shared_ptr<ChunkedArray>>(module, "ChunkedArray", kArrayDoc)
       .def(py::init(&make_array), py::arg("name"), py::arg("paths"), py::arg("file_of_chunk").noconvert(),
            py::arg("offsets").noconvert(), py::arg("sizes").noconvert(), py::arg("masks").noconvert(),
@@ -270,8 +280,8 @@ void bind_stored(py::module_& module) {
       .def_property_readonly("cheap_prefix", &ChunkedArray::cheap_prefix);
   py::class_<Window> window(module, "Window", kWindowDoc);
   window
-      .def(py::init<int64_t, int64_t, std::shared_ptr<SegmentPool>>(), py::arg("n_rows"), py::arg("n_vars"),
-           py::arg("pool"))
+      .def(py::init<int64_t, int64_t, std::shared_ptr<WindowMemory>>(), py::arg("n_rows"), py::arg("n_vars"),
+           py::arg("memory"))
       .def_readonly("n_rows", &Window::n_rows)
       .def_readonly("n_vars", &Window::n_vars)
       .def_property_readonly("nbytes", &Window::bytes)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -9,6 +10,7 @@
 #include <vector>
 
 #include "buffer.hpp"
+#include "chunk_edges.hpp"
 #include "codec.hpp"
 #include "element.hpp"
 #include "files.hpp"
@@ -23,6 +25,11 @@ struct ChunkTable {
   std::vector<uint32_t> mask;   // HDF5's filter mask
   int64_t chunk_length;         // elements
   int64_t length;               // elements
+};
+
+// Elements begin..end-1.
+struct Extent {
+  int64_t begin, end;
 };
 
 // What one thread needs to read one array; kept between reads.
@@ -50,6 +57,13 @@ class ChunkedArray {
 
   // Elements begin..end-1, 0 <= begin < end <= length, in the machine's byte order. Lives until the next read.
   const uint8_t* read(int64_t begin, int64_t end, ArrayScratch& scratch) const {
+    return read(begin, end, scratch, nullptr, [](int64_t place) { return Extent{place, place}; });
+  }
+
+  // The same, of whole rows; row_of(place) is the extent of the row that element `place` is in. What belongs to rows in
+  // two chunks is taken from `edges` where it is there, and put there where this read does not ask for it.
+  template <class RowOf>
+  const uint8_t* read(int64_t begin, int64_t end, ArrayScratch& scratch, ChunkEdges* edges, const RowOf& row_of) const {
     const int64_t first = chunk_of(begin);
     const int64_t last = chunk_of(end - 1);
     const auto item = static_cast<int64_t>(size_of(element_));
@@ -60,7 +74,12 @@ class ChunkedArray {
     for (int64_t chunk = first; chunk <= last; ++chunk) {
       const int64_t start = std::max(origin, chunk * table_.chunk_length);
       const int64_t stop = std::min(end, (chunk + 1) * table_.chunk_length);
-      read_chunk(chunk, start - chunk * table_.chunk_length, stop - start, out + (start - origin) * item, scratch);
+      uint8_t* const to = out + (start - origin) * item;
+      if (edges && !stored()) {
+        read_through({begin, end}, chunk, to, scratch, *edges, row_of);
+      } else {
+        read_chunk(chunk, start - chunk * table_.chunk_length, stop - start, to, scratch);
+      }
     }
     uint8_t* wanted = out + (begin - origin) * item;
     if (swapped_) swap_bytes(wanted, end - begin, static_cast<size_t>(item));
@@ -82,6 +101,43 @@ class ChunkedArray {
  private:
   static constexpr size_t kSlack = 64;
   static constexpr int64_t kLargestChunk = int64_t{1} << 31;  // no sane file; a lie about the size
+
+  // A chunk, or what of it is wanted, with its beginning at `to`.
+  template <class RowOf>
+  void read_through(Extent wanted, int64_t chunk, uint8_t* to, ArrayScratch& scratch, ChunkEdges& edges,
+                    const RowOf& row_of) const {
+    using Side = ChunkEdges::Side;
+    const size_t item = size_of(element_);
+    const int64_t begin = chunk * table_.chunk_length;
+    const int64_t end = std::min(begin + table_.chunk_length, table_.length);
+    const auto piece = [&](int64_t from, int64_t until) { return static_cast<size_t>(until - from); };
+    // All that is wanted may be the part of one row: of the last in the chunk, or of one from the chunk before.
+    if (wanted.begin > begin && wanted.end > end &&
+        edges.take(id_, end, Side::before, piece(wanted.begin, end), item,
+                   to + (wanted.begin - begin) * static_cast<int64_t>(item))) {
+      return;
+    }
+    if (wanted.begin < begin && wanted.end < end &&
+        edges.take(id_, begin, Side::after, piece(begin, wanted.end), item, to)) {
+      return;
+    }
+    const Extent over_begin = begin > 0 ? row_of(begin) : Extent{begin, begin};
+    const Extent over_end = end < table_.length ? row_of(end) : Extent{end, end};
+    const int64_t stop = std::min(wanted.end, end);
+    // The rest of the chunk is not wanted now, but its last row may be later; where the rest is little, or costs
+    // nothing, it is decoded as well.
+    const bool keep_last = over_end.begin < end && over_end.begin > begin && over_end.begin >= stop;
+    const bool whole = keep_last && (!cheap_prefix() || stop - begin >= (end - begin) / 4 * 3);
+    const int64_t decoded = whole ? end : stop;
+    read_chunk(chunk, 0, decoded - begin, to, scratch);
+    if (over_begin.begin < begin && over_begin.end <= wanted.begin && over_begin.end <= decoded) {
+      edges.put(id_, begin, Side::after, to, piece(begin, over_begin.end), item);
+    }
+    if (whole) {
+      edges.put(id_, end, Side::before, to + (over_end.begin - begin) * static_cast<int64_t>(item),
+                piece(over_end.begin, end), item);
+    }
+  }
 
   void read_chunk(int64_t chunk, int64_t skip, int64_t count, uint8_t* out, ArrayScratch& scratch) const {
     const auto item = static_cast<int64_t>(size_of(element_));
@@ -157,6 +213,11 @@ class ChunkedArray {
 
   static constexpr int64_t kLargestSize = int64_t{1} << 50;
 
+  static uint64_t next_id() {
+    static std::atomic<uint64_t> last{0};
+    return ++last;
+  }
+
   std::string name_;
   std::shared_ptr<const Files> files_;
   ChunkTable table_;
@@ -164,6 +225,7 @@ class ChunkedArray {
   bool swapped_;
   Pipeline pipeline_;
   double fill_;
+  uint64_t id_ = next_id();  // an address may be another array's later
 };
 
 }  // namespace scdd

@@ -50,8 +50,10 @@ class StoredCsr {
 
   // sink.put(k, row, values, genes, size) for rows[k], 0 <= k < n; rows must ascend, each once. Each thread has its own
   // sink from make(); of several faults the one of the lowest row is thrown, whatever the number of threads.
+  // `edges`, if given, spares the second decoding of chunks whose last row ends in the next.
   template <class MakeSink>
-  void read(const int64_t* rows, int64_t n, int64_t threads, const Cancel* cancel, const MakeSink& make) const {
+  void read(const int64_t* rows, int64_t n, int64_t threads, const Cancel* cancel, ChunkEdges* edges,
+            const MakeSink& make) const {
     const std::vector<int64_t> tasks = cut(rows, n, threads);
     const auto n_tasks = static_cast<int64_t>(tasks.size()) - 1;
     using Sink = decltype(make());
@@ -64,7 +66,7 @@ class StoredCsr {
         n_tasks, threads, cancel, [&] { return std::make_unique<Worker>(make); },
         [&](Worker& worker, int64_t task) {
           if (task + kAhead < n_tasks) expect(rows, tasks[task + kAhead], tasks[task + kAhead + 1]);
-          read_run(rows, tasks[task], tasks[task + 1], worker.scratch, worker.sink);
+          read_run(rows, tasks[task], tasks[task + 1], worker.scratch, edges, worker.sink);
         });
   }
 
@@ -122,15 +124,20 @@ class StoredCsr {
   }
 
   template <class Sink>
-  void read_run(const int64_t* rows, int64_t from, int64_t to, StoredRowScratch& scratch, Sink& sink) const {
+  void read_run(const int64_t* rows, int64_t from, int64_t to, StoredRowScratch& scratch, ChunkEdges* edges,
+                Sink& sink) const {
     const int64_t begin = indptr_[rows[from]];
     const int64_t end = indptr_[rows[to - 1] + 1];
     const float* values = nullptr;
     const int32_t* genes = nullptr;
     if (begin < end) {
-      const uint8_t* raw = data_->read(begin, end, scratch.data);
+      const auto row_of = [&](int64_t place) {
+        const auto after = std::upper_bound(indptr_.begin(), indptr_.end(), place);
+        return Extent{*(after - 1), *after};  // 0 <= place < indptr_.back()
+      };
+      const uint8_t* raw = data_->read(begin, end, scratch.data, edges, row_of);
       values = as_values(data_->element(), raw, end - begin, converted<float>(*data_, Element::f4, end - begin, scratch.data));
-      raw = indices_->read(begin, end, scratch.indices);
+      raw = indices_->read(begin, end, scratch.indices, edges, row_of);
       genes = as_genes(indices_->element(), raw, end - begin,
                        converted<int32_t>(*indices_, Element::i4, end - begin, scratch.indices));
     }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "arena.hpp"
+#include "chunk_edges.hpp"
 #include "csr.hpp"
 #include "log1p.hpp"
 #include "row_totals.hpp"
@@ -66,13 +67,21 @@ inline void note_faults(const float* values, int64_t n, int64_t row, ValueFaultR
   }
 }
 
+// What windows that follow each other share.
+struct WindowMemory {
+  SegmentPool segments;
+  ChunkEdges edges;
+
+  WindowMemory(size_t segment_bytes, size_t edge_bytes) : segments(segment_bytes), edges(edge_bytes) {}
+};
+
 // Rows 0..n_rows-1, each written once, by one of many threads; read by any number of them afterwards.
 class Window {
  public:
   int64_t n_rows, n_vars;
 
-  Window(int64_t rows, int64_t vars, std::shared_ptr<SegmentPool> pool)
-      : n_rows(rows), n_vars(vars), pool_(std::move(pool)), rows_(static_cast<size_t>(rows)),
+  Window(int64_t rows, int64_t vars, std::shared_ptr<WindowMemory> memory)
+      : n_rows(rows), n_vars(vars), memory_(std::move(memory)), rows_(static_cast<size_t>(rows)),
         totals_(static_cast<size_t>(rows), 0.0), narrow_genes_(vars <= 65536) {}
 
   // Writes rows for one thread. It goes on in memory that an earlier one has begun, or else many small sources would
@@ -135,6 +144,8 @@ class Window {
     ValueFaultRows faults_;
   };
 
+  // What the rows of a file may leave behind for a later window.
+  ChunkEdges* edges() const { return memory_->edges.enabled() ? &memory_->edges : nullptr; }
   int64_t size(int64_t row) const { return at(row).size; }
   double total(int64_t row) const {
     at(row);
@@ -167,7 +178,7 @@ class Window {
   Arena* idle_arena() {
     const std::lock_guard<std::mutex> hold(mutex_);
     if (idle_.empty()) {
-      arenas_.push_back(std::make_unique<Arena>(pool_));
+      arenas_.push_back(std::make_unique<Arena>(memory_->segments));
       idle_.reserve(arenas_.size());  // giving one back must not fail
       return arenas_.back().get();
     }
@@ -193,7 +204,7 @@ class Window {
     return f(reinterpret_cast<const float*>(values), genes, n);
   }
 
-  std::shared_ptr<SegmentPool> pool_;
+  std::shared_ptr<WindowMemory> memory_;
   std::vector<Row> rows_;
   std::vector<double> totals_;
   bool narrow_genes_;

@@ -221,8 +221,8 @@ void require_same(const Answer& a, const Answer& b) {
   require(same(a.data, b.data) && a.indices == b.indices && a.indptr == b.indptr, "window and arrays differ");
 }
 
-std::shared_ptr<scdd::SegmentPool> pool() {
-  static const auto kept = std::make_shared<scdd::SegmentPool>(1 << 12);  // rows of more than that exist too
+std::shared_ptr<scdd::WindowMemory> memory() {
+  static const auto kept = std::make_shared<scdd::WindowMemory>(1 << 12, 1 << 12);  // rows of more than that exist too
   return kept;
 }
 
@@ -280,7 +280,7 @@ void fuzz_arrays(Input& input, const Question& ask) {
   const scdd::Csr<Value, Index> matrix{data.data(), indices.data(), {indptr.data(), n_rows, nnz}, n_vars};
   const scdd::ArrayRows source(matrix);
   const Answer answer = answer_of(source, ask);
-  scdd::Window window(source.n_rows, n_vars, pool());
+  scdd::Window window(source.n_rows, n_vars, memory());
   const bool filled = fill(source, window);
   const Answer narrow = answer_of(window, ask);
   if (filled && std::is_same_v<Value, float>) require_same(answer, narrow);  // others are rounded before they are added
@@ -364,7 +364,8 @@ struct EntriesSink {
   }
 };
 
-Entries read(const scdd::StoredCsr& stored, const std::vector<int64_t>& rows, int64_t threads) {
+Entries read(const scdd::StoredCsr& stored, const std::vector<int64_t>& rows, int64_t threads,
+             scdd::ChunkEdges* edges = nullptr) {
   Entries entries;
   std::vector<int64_t> starts{0};
   entries.failed = !succeeds([&] {
@@ -374,7 +375,7 @@ Entries read(const scdd::StoredCsr& stored, const std::vector<int64_t>& rows, in
     }
     entries.values.resize(static_cast<size_t>(starts.back()));
     entries.genes.resize(static_cast<size_t>(starts.back()));
-    stored.read(rows.data(), static_cast<int64_t>(rows.size()), threads, nullptr,
+    stored.read(rows.data(), static_cast<int64_t>(rows.size()), threads, nullptr, edges,
                 [&] { return EntriesSink{entries, starts.data()}; });
   });
   return entries;
@@ -392,6 +393,32 @@ void check_alone(const scdd::StoredCsr& stored, const Entries& all, bool by_zlib
     require(alone.values.empty() ||
                 std::memcmp(alone.values.data(), all.values.data() + start, 4 * alone.values.size()) == 0,
             "a row alone differs");
+  }
+}
+
+// What one read keeps of rows in two chunks serves the next, and changes nothing.
+void check_edges(const scdd::StoredCsr& stored, const Entries& all, const std::vector<int64_t>& some, size_t limit) {
+  scdd::ChunkEdges edges(limit);
+  std::vector<bool> first(static_cast<size_t>(stored.n_rows));
+  for (const int64_t row : some) {
+    if (!scdd::outside(row, stored.n_rows)) first[static_cast<size_t>(row)] = true;
+  }
+  for (const bool turn : {true, false, true}) {
+    std::vector<int64_t> rows;
+    for (int64_t row = 0; row < stored.n_rows; ++row) {
+      if (first[static_cast<size_t>(row)] == turn) rows.push_back(row);
+    }
+    const Entries part = read(stored, rows, 1, &edges);
+    require(edges.bytes() <= limit, "more is kept than allowed");
+    if (part.failed) return;  // more of a chunk is decoded for the sake of others, and that may be what is damaged
+    size_t at = 0;
+    for (const int64_t row : rows) {
+      const auto from = static_cast<size_t>(stored.indptr()[row]), until = static_cast<size_t>(stored.indptr()[row + 1]);
+      for (size_t k = from; k < until; ++k, ++at) {
+        require(part.genes[at] == all.genes[k], "a gene differs that was kept");
+        require(std::memcmp(&part.values[at], &all.values[k], 4) == 0, "a value differs that was kept");
+      }
+    }
   }
 }
 
@@ -425,11 +452,12 @@ void fuzz_stored(Input& input, const Question& ask) {
   const Entries all = read(*stored, every, ask.threads);
   check_alone(*stored, all, data.by_zlib || indices.by_zlib);
   if (all.failed) return;
+  check_edges(*stored, all, ask.rows, ask.narrow % 4 == 0 ? 300 : size_t{1} << 16);
   for (const int32_t gene : all.genes) require(!scdd::outside(gene, n_vars), "a gene outside was delivered");
   if (n_vars > 70000) return;
   const scdd::Csr<float, int32_t> matrix{
       all.values.data(), all.genes.data(), {indptr.data(), stored->n_rows, length}, n_vars};
-  scdd::Window window(stored->n_rows, n_vars, pool());
+  scdd::Window window(stored->n_rows, n_vars, memory());
   require(fill(scdd::ArrayRows(matrix), window), "checked rows do not fit the window");
   require_same(answer_of(scdd::ArrayRows(matrix), ask), answer_of(window, ask));
 }

@@ -138,8 +138,9 @@ class Cancel:
     @property
     def requested(self) -> bool: ...
 
-class SegmentPool:
-    def __init__(self, segment_bytes: int = 2**21) -> None: ...
+class WindowMemory:
+    edge_bytes: int
+    def __init__(self, segment_bytes: int = 2**21, edge_bytes: int = 0) -> None: ...
 
 class _Rows:
     """As the functions of these names, of the source's own rows."""
@@ -156,7 +157,7 @@ class _Rows:
 
 class Window(_Rows):
     nbytes: int
-    def __init__(self, n_rows: int, n_vars: int, pool: SegmentPool) -> None: ...
+    def __init__(self, n_rows: int, n_vars: int, memory: WindowMemory) -> None: ...
     def totals(self, rows: NDArray[np.int64]) -> NDArray[np.float64]: ...
     def put_rows(
         self,

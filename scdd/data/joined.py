@@ -11,6 +11,7 @@ from scipy import sparse
 from scdd import _csr
 from scdd.data.expression import check_faults
 from scdd.data.formats.matrix import MemoryMatrix, RowMatrix
+from scdd.data.loading.blocks import Blocks, Chunks
 from scdd.data.loading.gather import MatrixRows, Rows
 from scdd.errors import InputError
 
@@ -99,12 +100,12 @@ class JoinedRows:
         self,
         rows: np.ndarray,
         *,
-        pool: _csr.SegmentPool,
+        memory: _csr.WindowMemory,
         threads: int = 1,
         cancel: _csr.Cancel | None = None,
     ) -> _csr.Window:
         """Store rows (ascending, each once) decoded into a window, row ``rows[i]`` at place i."""
-        window = _csr.Window(len(rows), len(self.var_names), pool)
+        window = _csr.Window(len(rows), len(self.var_names), memory)
         for number, here in self._owners(rows):
             source = self.sources[number]
             faults = source.matrix.fill(
@@ -118,34 +119,21 @@ class JoinedRows:
             check_faults(faults, source.expression, source.matrix)
         return window
 
-    def block_edges(self, rows: np.ndarray, cells: int, *, aligned: bool) -> np.ndarray:
-        """Where blocks of about ``cells`` of the store ``rows`` begin, int64 [n_blocks + 1].
+    def blocks(self, rows: np.ndarray, cells: int, *, parts: bool = False) -> Blocks:
+        """Blocks of about ``cells`` of the store ``rows``, by the chunks of the files (`Chunks.blocks`)."""
+        return self._chunks(rows).blocks(cells, parts=parts)
 
-        ``aligned`` blocks begin where a chunk of the file does, if that leaves about ``cells`` or more.
-        A block never goes on where rows do not ascend: no cell is in it twice.
-        """
-        n = len(rows)
-        if not n:
-            return np.zeros(1, dtype=np.int64)
-        unit, chunked = self._units(rows, aligned=aligned)
-        begins = np.concatenate([[True], np.diff(rows) <= 0])
-        offset = np.arange(n) - np.maximum.accumulate(np.where(begins, np.arange(n), 0))
-        candidate = begins | np.where(chunked, np.diff(unit, prepend=-1) != 0, offset % cells == 0)
-        places = np.flatnonzero(candidate)
-        kept = begins[places] | (np.diff(offset[places] // cells, prepend=-1) != 0)
-        return np.append(places[kept], n).astype(np.int64)
-
-    def _units(self, rows: np.ndarray, *, aligned: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Number of the chunk that each row begins in, and whether its source has chunks to go by."""
-        units = [np.zeros(0, dtype=np.int64)]
-        has_chunks = []
+    def _chunks(self, rows: np.ndarray) -> Chunks:
+        first, cut, known = [self.starts[:-1]], [np.zeros(0, dtype=np.int64)], []
         for source, start in zip(self.sources, self.starts[:-1], strict=True):
-            chunks = source.matrix.chunk_rows if aligned else None
-            has_chunks.append(chunks is not None)
-            units.append(start + (np.zeros(1, dtype=np.int64) if chunks is None else chunks))
-        first = np.unique(np.concatenate([*units, self.starts[:-1]]))
+            chunks = source.matrix.chunk_rows
+            known.append(chunks is not None)
+            if chunks is not None:
+                first.append(start + chunks.first)
+                cut.append(start + chunks.first[chunks.cut] - 1)
+        number = np.searchsorted(np.unique(np.concatenate(first)), rows, side="right")
         owner = np.searchsorted(self.starts, rows, side="right") - 1
-        return np.searchsorted(first, rows, side="right"), np.array(has_chunks)[owner]
+        return Chunks(rows, number, np.isin(rows, np.concatenate(cut)), np.array(known)[owner])
 
     def _owners(self, rows: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
         """Each source that owns some of the rows, and the places of these."""

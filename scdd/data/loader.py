@@ -172,7 +172,7 @@ class CellLoader:
             self.tokens,
             cells_a_call(self._schedule.costs.delivered_cell),
         )
-        self._owner, self._segments = os.getpid(), _csr.SegmentPool(self._schedule.segment_bytes)
+        self._owner, self._memory = os.getpid(), self._schedule.window_memory()
         self._epoch = self._schedule.first
         self._batch = self._resume_at = self._iteration = 0
         self._warn_of_bad_mixing()
@@ -272,15 +272,17 @@ class CellLoader:
                 continue
             # Ascending and each once: what a file is read best by.
             distinct, places = np.unique(wanted, return_inverse=True)
-            window = self.atlas.store.window(distinct, pool=self._pool(), threads=self.workers, cancel=cancel)
+            window = self.atlas.store.window(
+                distinct, memory=self._window_memory(), threads=self.workers, cancel=cancel
+            )
             yield Span(window, places.astype(np.int64), row_ids, bounds)
             del window
 
-    def _pool(self) -> _csr.SegmentPool:
-        # After a fork the pool's lock may be held by a thread that only the parent has.
+    def _window_memory(self) -> _csr.WindowMemory:
+        # After a fork its locks may be held by a thread that only the parent has.
         if self._owner != os.getpid():
-            self._owner, self._segments = os.getpid(), _csr.SegmentPool(self._schedule.segment_bytes)
-        return self._segments
+            self._owner, self._memory = os.getpid(), self._schedule.window_memory()
+        return self._memory
 
     def _warn_of_bad_mixing(self) -> None:
         plan = self._schedule.plan()
@@ -294,11 +296,11 @@ class CellLoader:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_segments": None, "_direct": None}
+        return self.__dict__ | {"_memory": None, "_direct": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._owner, self._segments = os.getpid(), _csr.SegmentPool(self._schedule.segment_bytes)
+        self._owner, self._memory = os.getpid(), self._schedule.window_memory()
         self._direct = _random_access(self.atlas, self._cache)
 
 

@@ -77,7 +77,7 @@ def test_many_small_files_share_segments(tmp_path):
     paths = [write_cells(tmp_path / f"part{i}.h5ad", n=60, seed=i) for i in range(12)]
     loader = CellLoader(Atlas(paths), batch_size=64, workers=8)
     plan = loader.plan()
-    window = loader.atlas.store.window(np.arange(720), pool=loader._pool(), threads=8)
+    window = loader.atlas.store.window(np.arange(720), memory=loader._window_memory(), threads=8)
     assert window.nbytes <= plan.window_bytes + plan.scratch_bytes
 
 

@@ -20,19 +20,36 @@ from scipy import sparse
 
 from scdd import _csr
 from scdd.data.atlas import Atlas
+from scdd.data.formats.stored import ChunkRows
 from scdd.data.joined import JoinedRows
 from scdd.data.loader import CellLoader
+from scdd.data.loading.blocks import Blocks, mean_block
 from scdd.data.loading.plan import choose_sizes
-from scdd.data.loading.shuffle import EpochOrder, mean_block, variance_inflation
+from scdd.data.loading.shuffle import EpochOrder, variance_inflation
 from scdd.errors import InputError
 
 # The order of an epoch
 
 
-def random_edges(rng, n_rows, longest):
+def random_blocks(rng, n_rows, longest):
     """Blocks of uneven length, as the chunks of a file make them."""
     edges = np.cumsum([0, *rng.integers(1, longest + 1, n_rows)])
-    return np.append(edges[edges < n_rows], n_rows).astype(np.int64)
+    edges = np.append(edges[edges < n_rows], n_rows).astype(np.int64)
+    shared = rng.random(len(edges) - 1) < rng.random()
+    return Blocks(edges, np.append(shared[:-1], False) if len(shared) else shared)
+
+
+def later_block(blocks, order):
+    """Block int64 [n_rows] that each position is read with: of two that share it, the later one."""
+    own = np.searchsorted(blocks.edges, np.arange(blocks.edges[-1]), side="right") - 1
+    if not order.shuffle:
+        return own
+    turn = np.argsort(np.random.default_rng([order.seed, order.epoch, 0]).permutation(len(blocks.shared)))
+    for number in np.flatnonzero(blocks.shared):
+        alone = blocks.edges[number + 1] - blocks.edges[number] == 1
+        if turn[number + 1] > turn[number] and not alone:
+            own[blocks.edges[number + 1] - 1] = number + 1
+    return own
 
 
 @settings(max_examples=200, deadline=None)
@@ -48,8 +65,8 @@ def random_edges(rng, n_rows, longest):
 def test_an_order_is_a_permutation_and_can_be_entered_at_any_window(
     n_rows, batch_size, block_size, window, shuffle, uneven, seed
 ):
-    edges = random_edges(np.random.default_rng(seed), n_rows, block_size) if uneven and n_rows else None
-    order = EpochOrder(n_rows, batch_size, block_size, window, seed, 0, shuffle, edges)
+    blocks = random_blocks(np.random.default_rng(seed), n_rows, block_size) if uneven and n_rows else None
+    order = EpochOrder(n_rows, batch_size, block_size, window, seed, 0, shuffle, blocks)
     windows = list(order.windows())
     assert len(windows) == order.n_windows
     positions = np.concatenate([*windows, np.zeros(0, np.int64)])
@@ -57,8 +74,8 @@ def test_an_order_is_a_permutation_and_can_be_entered_at_any_window(
     if not shuffle:
         np.testing.assert_array_equal(positions, np.arange(n_rows))
     block = np.arange(n_rows) // block_size
-    if edges is not None:
-        block = np.searchsorted(edges, np.arange(n_rows), side="right")
+    if blocks is not None:
+        block = later_block(blocks, order)
     sizes = np.bincount(block, minlength=1)
     for part in windows[:-1]:
         assert len(part) == order.batches_per_window * batch_size
@@ -81,9 +98,9 @@ def test_an_order_is_a_permutation_and_can_be_entered_at_any_window(
     seed=st.integers(0, 1_000),
 )
 def test_ranks_partition_the_epoch(n_rows, world_size, batch_size, window, shuffle, even, seed):
-    edges = random_edges(np.random.default_rng(seed), n_rows, 25)
+    blocks = random_blocks(np.random.default_rng(seed), n_rows, 25)
     orders = [
-        EpochOrder(n_rows, batch_size, 1, window, seed, 3, shuffle, edges, rank, world_size, even)
+        EpochOrder(n_rows, batch_size, 1, window, seed, 3, shuffle, blocks, rank, world_size, even)
         for rank in range(world_size)
     ]
     parts = [np.concatenate([*order.windows(), np.zeros(0, np.int64)]) for order in orders]
@@ -120,7 +137,7 @@ def measured_inflation(n_rows, batch_size, edges, window, *, classes, epochs):
     label = np.arange(n_rows) * classes // n_rows
     deviations = []
     for epoch in range(epochs):
-        order = EpochOrder(n_rows, batch_size, 1, window, 7, epoch, True, edges)
+        order = EpochOrder(n_rows, batch_size, 1, window, 7, epoch, True, Blocks.apart(edges))
         for part in order.windows():
             full = part[: len(part) // batch_size * batch_size].reshape(-1, batch_size)
             shares = (label[full][:, :, None] == np.arange(classes)).mean(1)
@@ -136,7 +153,7 @@ def measured_inflation(n_rows, batch_size, edges, window, *, classes, epochs):
 def test_the_variance_inflation_is_the_one_measured(block, batch_size, window):
     n_rows = 120_000
     edges = np.append(np.arange(0, n_rows, block), n_rows)
-    order = EpochOrder(n_rows, batch_size, 1, window, 0, 0, True, edges)
+    order = EpochOrder(n_rows, batch_size, 1, window, 0, 0, True, Blocks.apart(edges))
     used = order.batches_per_window * batch_size
     found = measured_inflation(n_rows, batch_size, edges, window, classes=6, epochs=3)
     assert found == pytest.approx(variance_inflation(mean_block(edges), batch_size, used), rel=0.2)
@@ -144,7 +161,7 @@ def test_the_variance_inflation_is_the_one_measured(block, batch_size, window):
 
 def test_uneven_blocks_count_by_the_block_that_a_cell_lies_in():
     n_rows = 120_000
-    edges = random_edges(np.random.default_rng(0), n_rows, 100)
+    edges = random_blocks(np.random.default_rng(0), n_rows, 100).edges
     assert mean_block(edges) == pytest.approx(67, abs=2)  # and not 50
     found = measured_inflation(n_rows, 100, edges, 2_000, classes=6, epochs=3)
     assert found == pytest.approx(variance_inflation(mean_block(edges), 100, 2_000), rel=0.2)
@@ -155,8 +172,8 @@ class FakeStore:
 
     decodes_whole_chunks = False
 
-    def block_edges(self, rows, cells, *, aligned):
-        return np.append(np.arange(0, len(rows), cells), len(rows)).astype(np.int64)
+    def blocks(self, rows, cells, *, parts=False):
+        return Blocks.apart(np.append(np.arange(0, len(rows), cells), len(rows)).astype(np.int64))
 
 
 @pytest.mark.parametrize("batch_size", [128, 512])
@@ -182,15 +199,17 @@ def test_defaults_mix_well(batch_size):
     seed=st.integers(0, 10_000),
     n_sources=st.integers(1, 3),
     cells=st.integers(1, 40),
-    aligned=st.booleans(),
+    parts=st.booleans(),
     passes=st.integers(1, 3),
 )
-def test_blocks_begin_where_chunks_do_and_hold_no_cell_twice(seed, n_sources, cells, aligned, passes):
+def test_blocks_begin_where_chunks_do_and_hold_no_cell_twice(seed, n_sources, cells, parts, passes):
     rng = np.random.default_rng(seed)
     sizes = rng.integers(1, 120, n_sources)
+    pointers = [np.cumsum(np.r_[0, rng.integers(0, 9, n) * (rng.random(n) < 0.8)]) for n in sizes]
+    lengths = [None if rng.random() < 0.3 else int(rng.integers(1, 200)) for _ in sizes]
     chunks = [
-        None if rng.random() < 0.3 else np.unique(np.r_[0, rng.integers(0, n, rng.integers(0, 12))])
-        for n in sizes
+        None if length is None else ChunkRows.of(indptr, length)
+        for indptr, length in zip(pointers, lengths, strict=True)
     ]
     names = pd.Index(["g0"])
     sources = [
@@ -199,28 +218,52 @@ def test_blocks_begin_where_chunks_do_and_hold_no_cell_twice(seed, n_sources, ce
     ]
     store = JoinedRows(sources, names)
     n_rows = int(sizes.sum())
-    parts = [
+    runs = [
         np.sort(rng.choice(n_rows, int(rng.integers(0, n_rows + 1)), replace=False)) for _ in range(passes)
     ]
-    rows = np.concatenate(parts).astype(np.int64)
-    edges = store.block_edges(rows, cells, aligned=aligned)
+    rows = np.concatenate(runs).astype(np.int64)
+    edges, shared = store.blocks(rows, cells, parts=parts)
     assert edges.dtype == np.int64
     assert edges[0] == 0
     assert edges[-1] == len(rows)
     assert (np.diff(edges) > 0).all()
     blocks = np.split(rows, edges[1:-1]) if len(rows) else []
     assert all((np.diff(block) > 0).all() for block in blocks)
+    assert len(shared) == len(edges) - 1
     starts = np.cumsum([0, *sizes])
-    all_chunks = [start + begins for start, begins in zip(starts, chunks, strict=False) if begins is not None]
-    begins = np.concatenate([*all_chunks, starts])
-    for before, block in itertools.pairwise(blocks):
-        ascends = block[0] > before[-1]
-        chunked = chunks[int(np.searchsorted(starts, block[0], side="right")) - 1] is not None
-        if ascends and aligned and chunked:
-            # No chunk is cut: one begins between the last cell of the block before and the first of this.
-            assert ((begins > before[-1]) & (begins <= block[0])).any()
-    if not aligned:
+    for number, (before, block) in enumerate(itertools.pairwise(blocks)):
+        last, first = (int(np.searchsorted(starts, row, side="right")) - 1 for row in (before[-1], block[0]))
+        if last != first or block[0] <= before[-1] or lengths[first] is None:
+            assert not shared[number]
+            continue
+        indptr, length = pointers[first], lengths[first]
+        begin, end = indptr[block[0] - starts[first]], indptr[before[-1] + 1 - starts[first]]
+        chunk = int(indptr[before[-1] - starts[first]]) // length
+        if not parts:  # no chunk is cut: one begins after the last cell of the block before does
+            assert begin // length > chunk
+        if shared[number]:
+            assert (end - 1) // length == begin // length > chunk
+    if not any(lengths):
         assert all(len(block) <= cells for block in blocks)
+
+
+def test_a_block_of_a_given_size_is_an_equal_part_of_a_chunk():
+    indptr = np.arange(0, 10_001, 10)  # 1,000 cells
+    names = pd.Index(["g0"])
+    matrix = SimpleNamespace(chunk_rows=ChunkRows.of(indptr, 645))  # 64.5 cells
+    store = JoinedRows([SimpleNamespace(obs=range(1_000), var_names=names, matrix=matrix)], names)
+    rows = np.arange(1_000)
+    by_chunk = np.append(np.ceil(np.arange(0, 10_000, 645) / 10), 1_000)
+    edges, shared = store.blocks(rows, 64, parts=True)
+    np.testing.assert_array_equal(edges, by_chunk)
+    np.testing.assert_array_equal(shared, np.append(by_chunk[1:-1] * 10 > 645 * np.arange(1, 16), False))
+    halves, shared = store.blocks(rows, 32, parts=True)
+    assert set(by_chunk) <= set(halves)
+    assert set(np.diff(halves)) <= {32, 33, 16, 17}  # the last chunk holds 32
+    assert shared.sum() == (by_chunk[1:-1] * 10 > 645 * np.arange(1, 16)).sum()  # halves share no cell
+    several, _ = store.blocks(rows, 256, parts=True)
+    assert set(several) <= set(by_chunk)
+    assert len(several) == 5
 
 
 # The plan of a loader
@@ -297,9 +340,9 @@ def test_a_window_is_no_larger_than_planned(tmp_path, counts):
     atlas = Atlas(tmp_path / "a.h5ad")
     plan = quiet_loader(atlas, batch_size=100, window=5_000).plan()
     assert plan.window == 5_000
-    pool = _csr.SegmentPool()
+    memory = _csr.WindowMemory()
     for start in (0, 1_000):
-        window = atlas.store.window(np.arange(start, start + 5_000), pool=pool, threads=1)
+        window = atlas.store.window(np.arange(start, start + 5_000), memory=memory, threads=1)
         assert window.nbytes <= plan.window_bytes + (
             1 << 20
         )  # the last segment of each thread may be half full
@@ -315,7 +358,7 @@ def test_a_plan_in_memory_needs_no_windows(atlas):
 
 
 def test_bad_mixing_is_said_and_good_mixing_is_not(atlas):
-    with pytest.warns(UserWarning, match=r"batches are mixed badly.*up to 21\.9 times.*memory_limit="):
+    with pytest.warns(UserWarning, match=r"batches are mixed badly.*up to 22\.1 times.*memory_limit="):
         CellLoader(atlas, block_size=64, batch_size=200, window=600)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

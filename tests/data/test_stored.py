@@ -195,7 +195,7 @@ def check_rows(stored, parts, rows, threads):
     slots = rng.permutation(n_slots)[: len(rows)].astype(np.int64)
     dense = csr[rows].toarray()
     for genes, n_genes in ((None, parts.n_vars), (column, len(kept))):
-        window = _csr.Window(n_slots, n_genes, _csr.SegmentPool())
+        window = _csr.Window(n_slots, n_genes, _csr.WindowMemory())
         stored.fill(window, rows, slots, column_of_gene=genes, threads=threads)
         wanted = np.zeros((n_slots, n_genes), np.float32)
         wanted[slots] = dense if genes is None else dense[:, kept]
@@ -210,6 +210,60 @@ def check_rows(stored, parts, rows, threads):
         assert made.has_canonical_format
         np.testing.assert_array_equal(made.toarray(), out)
         np.testing.assert_array_equal(sums, totals)
+
+
+def check_windows(stored, parts, rng, edge_bytes, threads):
+    """Rows in windows that share their memory are what they are alone, whatever was kept in between."""
+    csr, same = parts.csr, np.arange(parts.n_vars, dtype=np.int32)
+    memory = _csr.WindowMemory(1 << 12, edge_bytes)
+    share = rng.integers(0, int(rng.integers(1, 5)), parts.n_rows)
+    for number in [*range(share.max() + 1), 0]:
+        rows = np.flatnonzero(share == number)
+        window = _csr.Window(len(rows), parts.n_vars, memory)
+        stored.fill(window, rows, np.arange(len(rows)), threads=threads)
+        out = np.full((len(rows), parts.n_vars), np.nan, dtype=np.float32)
+        window.gather_dense(np.arange(len(rows)), same, out)
+        np.testing.assert_allclose(out, csr[rows].toarray(), rtol=1e-6)
+        assert memory.edge_bytes <= edge_bytes
+
+
+@pytest.mark.parametrize("codec", built("gzip", "shuffle and gzip", "lzf", "v2 zstd", "v3 sharded"))
+@pytest.mark.parametrize(("data", "indices"), [("f4", "i4"), ("f8", "i8"), (">f4", "u2")])
+def test_what_one_window_decodes_of_a_row_in_two_chunks_the_next_one_finds(tmp_path, codec, data, indices):
+    parts = Parts(
+        np.arange(1, 401).astype(data),
+        np.tile(np.arange(10), 40).astype(indices),
+        np.arange(0, 401, 10),  # 40 rows of 10 entries
+        10,
+    )
+    stored = open_parts(
+        write_parts(tmp_path / "a", parts, codec, 64), parts, codec
+    )  # row 6 is in chunks 0 and 1
+    same = np.arange(10, dtype=np.int32)
+
+    def read(rows, memory):
+        window = _csr.Window(len(rows), 10, memory)
+        stored.fill(window, rows, np.arange(len(rows)))
+        out = np.empty((len(rows), 10), dtype=np.float32)
+        window.gather_dense(np.arange(len(rows)), same, out)
+        np.testing.assert_array_equal(out, parts.csr[rows].toarray())
+        return memory.edge_bytes
+
+    # The first part first: what the second read leaves is what it would have left alone.
+    memory = _csr.WindowMemory(1 << 12, 1 << 20)
+    assert read(np.arange(6), memory) > 0
+    left = read(np.arange(6, 12), memory)
+    assert left == read(np.arange(6, 12), _csr.WindowMemory(1 << 12, 1 << 20))
+    assert read(np.array([6]), memory) == left  # it is decoded now, and nothing kept
+    # The second part first; the end of chunk 1 stays.
+    memory = _csr.WindowMemory(1 << 12, 1 << 20)
+    kept = read(np.arange(7, 12), memory)
+    left = read(np.arange(7), memory)
+    assert 0 < left < kept
+    assert read(np.array([6]), memory) == left
+    # Nothing is kept where there is no room, or too little.
+    assert read(np.arange(6), _csr.WindowMemory(1 << 12)) == 0
+    assert read(np.arange(6), _csr.WindowMemory(1 << 12, 20)) == 0
 
 
 parts_strategy = st.builds(
@@ -235,6 +289,7 @@ def check_layout(parts, codec, chunk, other_chunk, seed):
         some = np.sort(rng.choice(parts.n_rows, int(rng.integers(0, parts.n_rows + 1)), replace=False))
         for rows, threads in ((np.arange(parts.n_rows), 1), (some, 1), (some, 4)):
             check_rows(stored, parts, rows.astype(np.int64), threads)
+        check_windows(stored, parts, rng, int(rng.choice([1, 500, 1 << 20])), int(rng.integers(1, 4)))
         start, stop = sorted(rng.integers(0, parts.n_rows + 1, 2))
         np.testing.assert_array_equal(stored.read(start, stop).toarray(), parts.csr[start:stop].toarray())
 
@@ -348,7 +403,7 @@ def test_values_that_no_narrow_form_holds_exactly(tmp_path):
 def test_unread_genes_and_wrong_arguments(tmp_path, codec):
     parts = make_parts(2)
     stored = open_parts(write_parts(tmp_path / "a", parts, codec), parts, codec)
-    window = _csr.Window(10, parts.n_vars, _csr.SegmentPool())
+    window = _csr.Window(10, parts.n_vars, _csr.WindowMemory())
     rows = np.arange(3)
     for error, message, arguments in [
         (IndexError, "row 200 lies outside", (np.array([1, 200]), np.arange(2))),
@@ -362,7 +417,7 @@ def test_unread_genes_and_wrong_arguments(tmp_path, codec):
         with pytest.raises(error, match=message):
             stored.fill(window, *arguments)
     with pytest.raises(ValueError, match="column_of_gene"):
-        stored.fill(_csr.Window(10, 3, _csr.SegmentPool()), rows, rows)
+        stored.fill(_csr.Window(10, 3, _csr.WindowMemory()), rows, rows)
     with pytest.raises(IndexError, match="column_of_gene"):
         stored.fill(window, rows, rows, column_of_gene=np.full(parts.n_vars, parts.n_vars, np.int32))
 
@@ -372,7 +427,7 @@ def test_a_wish_to_stop_is_heard(tmp_path):
     stored = open_parts(write_parts(tmp_path / "a", parts, "gzip"), parts, "gzip")
     cancel = _csr.Cancel()
     cancel.request()
-    window = _csr.Window(200, parts.n_vars, _csr.SegmentPool())
+    window = _csr.Window(200, parts.n_vars, _csr.WindowMemory())
     with pytest.raises(_csr.Cancelled):
         stored.fill(window, np.arange(200), np.arange(200), threads=2, cancel=cancel)
 

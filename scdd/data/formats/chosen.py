@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scdd import _csr
     from scdd.data.expression import Faults
     from scdd.data.formats.matrix import RowMatrix
+    from scdd.data.formats.stored import ChunkRows
 
 
 class ChosenColumns:
@@ -23,7 +24,7 @@ class ChosenColumns:
         self.place, self.nbytes = base.place, base.nbytes
 
     @property
-    def chunk_rows(self) -> np.ndarray | None:
+    def chunk_rows(self) -> ChunkRows | None:
         """As of the whole matrix."""
         return self.base.chunk_rows
 

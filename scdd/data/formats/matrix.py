@@ -9,7 +9,7 @@ from scipy import sparse
 
 from scdd import _csr
 from scdd.data.expression import Faults, values_of
-from scdd.data.formats.stored import StoredCsr, runs
+from scdd.data.formats.stored import ChunkRows, StoredCsr, runs
 from scdd.errors import DataFileError, InputError
 
 # Rows that a library reads at a time: it cannot be interrupted in between.
@@ -26,7 +26,7 @@ class RowMatrix(Protocol):
     shape : cells, genes
     place : file and matrix, for messages
     nbytes : size as float32 CSR
-    chunk_rows : rows at which a unit of reading begins, ascending; None where any run of rows is one
+    chunk_rows : rows at which a unit of reading begins; None where any run of rows is one
     decodes_whole_chunks : whether the last row of a run costs the whole unit that it ends in
     chunk_bytes, n_chunks : decoded size of the largest unit; number of units that a table is held of
     """
@@ -36,7 +36,7 @@ class RowMatrix(Protocol):
     nbytes: int
 
     @property
-    def chunk_rows(self) -> np.ndarray | None:
+    def chunk_rows(self) -> ChunkRows | None:
         """See above."""
 
     @property
@@ -75,7 +75,7 @@ class BlockMatrix:
 
     shape: tuple[int, int]
     place: str
-    chunk_rows: np.ndarray | None = None
+    chunk_rows: ChunkRows | None = None
     decodes_whole_chunks = False
     chunk_bytes = n_chunks = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -55,11 +55,11 @@ class StoredCsr:
         return self._reader.layouts if isinstance(self._reader, ChunkReader) else None
 
     @property
-    def chunk_rows(self) -> np.ndarray | None:
-        """Rows at which a chunk begins, ascending; None where any run of rows can be read by itself."""
+    def chunk_rows(self) -> ChunkRows | None:
+        """Rows at which a chunk begins; None where any run of rows can be read by itself."""
         if not isinstance(self._reader, ChunkReader) or not self._reader.indices.steps:
             return None
-        return self._rows_at(self._reader.indices.chunk_length)
+        return ChunkRows.of(self.indptr, self._reader.indices.chunk_length)
 
     @property
     def decodes_whole_chunks(self) -> bool:
@@ -77,10 +77,6 @@ class StoredCsr:
     def n_chunks(self) -> int:
         """Entries of the chunk tables."""
         return 0 if self.layouts is None else sum(part.n_chunks for part in self.layouts)
-
-    def _rows_at(self, step: int) -> np.ndarray:
-        first = np.searchsorted(self.indptr, np.arange(0, int(self.indptr[-1]), step, dtype=np.int64))
-        return np.unique(np.minimum(first, self.shape[0]))
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows ``start:stop``."""
@@ -106,6 +102,29 @@ class StoredCsr:
     ) -> Faults:
         """Put rows (ascending, each once) into slots of a window."""
         return Faults(*self._reader.fill(window, rows, slots, column_of_gene, threads, cancel))
+
+
+class ChunkRows(NamedTuple):
+    """Which rows begin chunks.
+
+    Attributes
+    ----------
+    first : int64, ascending, the first row that begins in a chunk; one of several such chunks stands for all
+    cut : bool, whether the row before it ends in that chunk
+    """
+
+    first: np.ndarray
+    cut: np.ndarray
+
+    @classmethod
+    def of(cls, indptr: np.ndarray, chunk_length: int) -> ChunkRows:
+        """From row pointers int64 [n_rows + 1] and the elements of a chunk."""
+        begins = np.arange(0, int(indptr[-1]), chunk_length, dtype=np.int64)
+        rows = np.searchsorted(indptr, begins)
+        cut = indptr[rows] > begins
+        kept = np.append(np.diff(rows) != 0, True)[: len(rows)]  # the last of chunks in which no row begins
+        kept &= rows < len(indptr) - 1
+        return cls(rows[kept], cut[kept])
 
 
 class ChunkReader:
@@ -178,7 +197,7 @@ class LibraryReader:
             self._check(np.asarray(genes), int(begin))
             data[indptr[first] : indptr[last + 1]] = values
             indices[indptr[first] : indptr[last + 1]] = genes
-        window = _csr.Window(len(rows), self._n_vars, _csr.SegmentPool())
+        window = _csr.Window(len(rows), self._n_vars, _csr.WindowMemory())
         numbers = np.arange(len(rows), dtype=np.int64)
         faults = window.put_rows(data, indices, indptr, numbers, numbers, n_vars=self._n_vars)
         return data, indices, indptr, _numbered(faults, rows)

@@ -14,8 +14,8 @@ from scdd.data.formats.transcoded import TranscodedRows
 from scdd.data.inspection.reading_speed import Speed, is_parallel, reading_speed
 from scdd.data.inspection.stored_form import Form, form_of
 from scdd.data.joined import JoinedRows
+from scdd.data.loading.blocks import mean_block
 from scdd.data.loading.plan import cell_bytes, choose_sizes, inflation, largest_window
-from scdd.data.loading.shuffle import mean_block
 from scdd.data.packed.store import PackedStore
 from scdd.data.source import Source
 from scdd.errors import InputError

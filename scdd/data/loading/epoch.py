@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from scdd import _csr
 from scdd.data.loading.batch import cells_a_call
+from scdd.data.loading.blocks import mean_block
 from scdd.data.loading.plan import (
     Costs,
     LoaderPlan,
@@ -21,7 +23,7 @@ from scdd.data.loading.plan import (
     largest_window,
 )
 from scdd.data.loading.sampling import BalancedSampler, ClassBatches
-from scdd.data.loading.shuffle import EpochOrder, mean_block
+from scdd.data.loading.shuffle import EpochOrder
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,6 +37,8 @@ SAMPLERS = (None, "balanced", "by-class")
 _FREE_WINDOW = 16_384
 # Threads hold an encoded and a decoded chunk of both arrays, and a converted copy.
 _CHUNKS_A_THREAD = 5
+# Of the memory limit, what parts of rows at the ends of chunks may take; and the bytes beside each such part.
+_EDGE_SHARE, _EDGE_OVERHEAD = 32, 192
 # Bytes that windows take from the system at a time; the last such piece of each thread stays partly empty.
 _SMALLEST_SEGMENT, _LARGEST_SEGMENT = 1 << 12, 1 << 21
 
@@ -103,6 +107,7 @@ class Schedule:
     world_size: int
     drop_last: bool
     source: str
+    edge_bytes: int
 
     @classmethod
     def of(
@@ -137,7 +142,8 @@ class Schedule:
         if not free:
             most = largest_window(costs.cell, batch_size=options["batch_size"], memory_limit=memory_limit)
             segment = segment_bytes(most * costs.cell, workers)
-            costs = costs._replace(scratch=costs.scratch + 2 * workers * segment)
+            scratch = 2 * workers * segment + edge_bytes(atlas, memory_limit)
+            costs = costs._replace(scratch=costs.scratch + scratch)
         if atlas.store.in_memory is not None and preload is None:
             preload = 0  # a thread costs more than it hides where nothing is read
         preload = choose_preload(costs, preload, windows=0 if free else 2, memory_limit=memory_limit)
@@ -154,13 +160,13 @@ class Schedule:
             preload=preload,
             workers=workers,
             source=_source_of(atlas, free),
+            edge_bytes=0 if free else edge_bytes(atlas, memory_limit),
             **options,
         )
 
-    @property
-    def segment_bytes(self) -> int:
-        """Bytes that a thread takes for a window at a time."""
-        return segment_bytes(self.most * self.costs.cell, self.workers)
+    def window_memory(self) -> _csr.WindowMemory:
+        """Memory for the windows of one loader in one process."""
+        return _csr.WindowMemory(segment_bytes(self.most * self.costs.cell, self.workers), self.edge_bytes)
 
     def epoch(self, number: int) -> Epoch:
         """The cells of epoch ``number`` and their order."""
@@ -174,7 +180,7 @@ class Schedule:
             seed=self.seed,
             epoch=number,
             shuffle=self.shuffle,
-            edges=sizes.edges,
+            blocks=sizes.blocks,
             rank=self.rank,
             world_size=self.world_size,
             even="drop" if self.drop_last else "pad",
@@ -201,7 +207,8 @@ class Schedule:
     def plan(self) -> LoaderPlan:
         """What the first epoch costs, and how well it mixes."""
         epoch = self.first
-        order, edges = epoch.order, epoch.order.edges
+        order = epoch.order
+        edges = None if order.blocks is None else order.blocks.edges
         window = min(order.batches_per_window * self.batch_size, max(order.n_own, 1))
         windows = 0 if self.random_access else 2
         batches = self.preload + 3
@@ -256,6 +263,12 @@ def segment_bytes(window_bytes: int, workers: int) -> int:
     """Bytes that a thread takes for a window at a time: at most an eighth of its share."""
     share = max(window_bytes // (8 * workers), 1)
     return min(max(1 << (share.bit_length() - 1), _SMALLEST_SEGMENT), _LARGEST_SEGMENT)
+
+
+def edge_bytes(atlas: Atlas, memory_limit: int) -> int:
+    """Bytes for parts of rows that lie in two chunks, until the other chunk is read: half a row for each."""
+    needed = atlas.store.n_chunks * int(2 * atlas.mean_entries + _EDGE_OVERHEAD)
+    return min(needed, memory_limit // _EDGE_SHARE)
 
 
 def in_passes(rows: np.ndarray, store_rows: np.ndarray) -> np.ndarray:

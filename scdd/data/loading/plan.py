@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scdd.data.loading.shuffle import mean_block, variance_inflation
+from scdd.data.loading.blocks import Blocks, mean_block
+from scdd.data.loading.shuffle import variance_inflation
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,10 +77,15 @@ class Costs(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Edges of the blocks (None: every cell for itself) and cells a window."""
+    """Blocks (None: every cell for itself) and cells a window."""
 
-    edges: np.ndarray | None
+    blocks: Blocks | None
     window: int
+
+    @property
+    def edges(self) -> np.ndarray | None:
+        """Where blocks begin."""
+        return None if self.blocks is None else self.blocks.edges
 
 
 def cell_bytes(atlas: Atlas) -> int:
@@ -138,15 +144,15 @@ def choose_sizes(
         raise InputError(f"window={window} does not fit into memory_limit; at most {most:,} cells do")
     room = min(most if window is None else window, max(len(store_rows), 1))
     if block_size is not None:
-        edges = atlas.store.block_edges(store_rows, block_size, aligned=False)
-        return Sizes(edges, window or _wanted_window(mean_block(edges), batch_size, room))
-    # Where the end of a block costs a whole chunk, longer blocks waste less: as long as mixing stays good.
-    cells = _CELLS_A_READ
-    if atlas.store.decodes_whole_chunks:
-        cells = max(cells, int(1 + (_WANTED_INFLATION - 1) * (room - 1) / max(batch_size - 1, 1)) // 2)
-        cells = min(cells, 1_024)
-    edges = atlas.store.block_edges(store_rows, cells, aligned=True)
-    return Sizes(edges, window or _wanted_window(mean_block(edges), batch_size, room))
+        blocks = atlas.store.blocks(store_rows, block_size, parts=True)
+    else:
+        # Where the end of a block may cost a whole chunk, longer ones waste less: while mixing stays good.
+        cells = _CELLS_A_READ
+        if atlas.store.decodes_whole_chunks:
+            cells = max(cells, int(1 + (_WANTED_INFLATION - 1) * (room - 1) / max(batch_size - 1, 1)) // 2)
+            cells = min(cells, 1_024)
+        blocks = atlas.store.blocks(store_rows, cells)
+    return Sizes(blocks, window or _wanted_window(mean_block(blocks.edges), batch_size, room))
 
 
 def _wanted_window(block: float, batch_size: int, room: int) -> int:

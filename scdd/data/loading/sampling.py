@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scdd.data.loading.blocks import Blocks
 from scdd.data.loading.shuffle import EpochOrder
 from scdd.errors import InputError
 
@@ -66,9 +67,11 @@ class ClassBatches(NamedTuple):
         made: list[np.ndarray] = []
         for code in np.unique(self.codes[self.codes >= 0]):
             members = np.flatnonzero(self.codes == code)
-            edges = None if self.edges is None else np.unique(np.searchsorted(members, self.edges))
+            blocks = None
+            if self.edges is not None:
+                blocks = Blocks.apart(np.unique(np.searchsorted(members, self.edges)))
             seed = self.seed + 7_919 * (int(code) + 1)
-            own = (len(members), self.batch_size, 1, self.window, seed, self.epoch, self.shuffle, edges)
+            own = (len(members), self.batch_size, 1, self.window, seed, self.epoch, self.shuffle, blocks)
             order = np.concatenate(list(EpochOrder(*own).windows()))
             cuts = np.split(members[order], np.arange(self.batch_size, len(members), self.batch_size))
             made += [cut for cut in cuts if len(cut) == self.batch_size or not self.drop_last]

@@ -7,21 +7,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scdd.data.loading.blocks import Blocks, with_the_later
+
 
 class EpochOrder(NamedTuple):
     """Positions 0..n_rows-1, window by window, in the order in which they are delivered.
 
     Blocks of consecutive positions are put in random order; the row of blocks is cut into equal parts for the
-    ranks, each part into windows, and positions are shuffled within each window. A disk thus reads runs,
+    ranks, each part into windows, and positions are shuffled within each window. A position that lies in the
+    chunks of two blocks goes with the later one, which finds a part of it decoded. A disk thus reads runs,
     while a batch mixes ``window / block`` places of the file (`variance_inflation`). Blocks of one position
     and a single window each give a fully random order.
 
     Attributes
     ----------
-    block_size : positions a block, where ``edges`` is None
+    block_size : positions a block, where ``blocks`` is None
     window : rows held at once; rounded up to whole batches, so that no batch straddles two windows
     shuffle : whether there is any randomness; else positions come as they are
-    edges : int64 [n_blocks + 1], 0 to n_rows: where blocks begin, e.g. where chunks of a file do
+    blocks : where blocks begin, e.g. where chunks of a file do
     rank, world_size : which of how many equal parts this is
     even : how parts become equally long: ``"drop"`` leaves out up to world_size - 1 positions of the epoch,
         ``"pad"`` repeats as many
@@ -34,7 +37,7 @@ class EpochOrder(NamedTuple):
     seed: int
     epoch: int
     shuffle: bool
-    edges: np.ndarray | None = None
+    blocks: Blocks | None = None
     rank: int = 0
     world_size: int = 1
     even: str = "pad"
@@ -61,8 +64,10 @@ class EpochOrder(NamedTuple):
 
     def settings(self) -> dict[str, Any]:
         """What two orders must share to be the same but for the epoch; JSON-able."""
-        edges = None if self.edges is None else zlib.crc32(np.ascontiguousarray(self.edges).tobytes())
-        return self._asdict() | {"edges": edges, "epoch": None, "rank": None}
+        blocks = None
+        if self.blocks is not None:
+            blocks = zlib.crc32(b"".join(np.ascontiguousarray(part).tobytes() for part in self.blocks))
+        return self._asdict() | {"blocks": blocks, "epoch": None, "rank": None}
 
 
 class EpochWindows:
@@ -71,12 +76,13 @@ class EpochWindows:
     def __init__(self, order: EpochOrder, first: int = 0) -> None:
         self._order = order
         self._next = first
-        edges = order.edges
-        if edges is None:
-            edges = np.append(np.arange(0, order.n_rows, order.block_size, dtype=np.int64), order.n_rows)
+        edges, shared = order.blocks or Blocks.apart(
+            np.append(np.arange(0, order.n_rows, order.block_size, dtype=np.int64), order.n_rows)
+        )
         n_blocks = len(edges) - 1
         # A window has its own stream, so that an epoch can be resumed at any of them.
         blocks = self._random(0).permutation(n_blocks) if order.shuffle else np.arange(n_blocks)
+        edges = with_the_later(edges, shared, blocks)
         self._starts = edges[blocks]
         self._ends = np.cumsum(
             edges[blocks + 1] - self._starts
@@ -131,9 +137,3 @@ def variance_inflation(block: float, batch: int, window: int) -> float:
     Holds where all cells of a block are alike, the worst case; a batch must not be larger than the window.
     """
     return 1.0 + max(block - 1.0, 0.0) * (batch - 1) / max(window - 1, 1)
-
-
-def mean_block(edges: np.ndarray) -> float:
-    """Size of the block that a random row lies in: ``sum(l^2) / sum(l)`` over block lengths l."""
-    lengths = np.diff(edges).astype(np.float64)
-    return float((lengths**2).sum() / max(lengths.sum(), 1.0))
