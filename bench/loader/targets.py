@@ -58,6 +58,7 @@ TARGETS = (
     *(Target("scdd", source, "dense", {"scdataset": 10}) for source in _COMPRESSED),
     Target("scdd", "raw", "csr", {"scdataset": 12, "backed-contiguous": 3.5}),
     Target("scdd", "raw", "dense", {"scdataset": 12, "scipy-memory": 4}),
+    Target("scdd", "annbatch", "csr", {"annbatch-32": 2.4}),  # blocks of its own choice, mixed better
     Target("scdd-32", "annbatch", "csr", {"annbatch-32": 2.4}),
     Target("scdd-64", "annbatch", "csr", {"annbatch-64": 3.1}),
     Target("scdd-512", "annbatch", "csr", {"annbatch-512": 3.1}),
