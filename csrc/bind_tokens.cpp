@@ -1,4 +1,5 @@
 #include "parallel.hpp"
+#include "tile_schedule.hpp"
 #include "token_batch.hpp"
 
 namespace scdd {
@@ -35,6 +36,17 @@ Parameters
 values : float32 [T]
 edges : float32 [E], ascending, at most 32767
 threads : at least 1)";
+
+constexpr const char* kTilesDoc = R"(Tiles of packed segments, as scdd.data.loading.schedule describes them.
+
+Parameters
+----------
+starts : int64 [S + 1], where each segment starts; rises from 0 to the number of rows, at most 2147483647
+tile_rows : at least 1
+
+Returns
+-------
+tiles int32 [M, 6], segments int32 [T])";
 
 // Which bin each value falls into: the number of edges that are not above it. Edges ascend.
 void bin_values(const float* values, int64_t n, const float* edges, int64_t n_edges, int16_t* bins,
@@ -85,6 +97,34 @@ py::array bin_values_py(const py::array& values, const py::array& edges, int64_t
   return bins;
 }
 
+py::tuple tile_schedule_py(const py::array& starts, int64_t tile_rows) {
+  const int64_t* begins = vector_of<int64_t>(starts, "starts");
+  if (tile_rows < 1 || tile_rows > INT32_MAX) {
+    throw py::value_error("tile_rows is " + std::to_string(tile_rows) + ", and must lie in 1..2147483647");
+  }
+  const int64_t n = starts.size() - 1;
+  if (n < 0 || n > INT32_MAX || begins[0] != 0 || begins[n] > INT32_MAX || !std::is_sorted(begins, begins + n + 1)) {
+    throw py::value_error("starts must rise from 0 to at most 2147483647");
+  }
+  std::vector<TileGroup> groups;
+  int64_t n_tiles = 0;
+  {
+    const py::gil_scoped_release unlocked;
+    groups = tile_groups(begins, n, tile_rows);
+    for (const TileGroup& group : groups) n_tiles += group.n_tiles(tile_rows);
+  }
+  py::array_t<int32_t> tiles(std::vector<py::ssize_t>{n_tiles, 6});
+  py::array_t<int32_t> segments = BlockPool::shared().array<int32_t>(begins[n]);
+  int32_t* out_tiles = tiles.mutable_data();
+  int32_t* out_segments = segments.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    write_tiles(groups, tile_rows, out_tiles);
+    write_segments(begins, n, out_segments);
+  }
+  return py::make_tuple(tiles, segments);
+}
+
 }  // namespace
 
 void bind_tokens(py::module_& module) {
@@ -94,6 +134,7 @@ void bind_tokens(py::module_& module) {
              py::arg("max_genes") = 2046, py::arg("target_sum") = 1e4, py::arg("log1p") = true,
              py::arg("logged") = false, py::arg("detected").noconvert() = py::none(),
              py::arg("max_tokens") = static_cast<int64_t>(INT32_MAX), py::arg("threads") = 1);
+  module.def("tile_schedule", &tile_schedule_py, kTilesDoc, py::arg("starts").noconvert(), py::arg("tile_rows"));
   module.def("bin_values", &bin_values_py, kBinDoc, py::arg("values").noconvert(), py::arg("edges").noconvert(),
              py::arg("threads") = 1);
 }

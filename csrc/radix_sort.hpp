@@ -57,6 +57,45 @@ inline KeyedEntry* sort_keyed(KeyedEntry* entries, KeyedEntry* spare, int64_t n,
   return entries;
 }
 
+// The same with keys apart, for at most 65,536 of them: half the bytes move, and fewer times. The upper 16 bits of the
+// keys are sorted in two passes; the few neighbours that then stand in the wrong order are put right one by one, as far
+// as the `wanted` lowest reach. Returns the places of the lowest keys (in the low 16 bits), or null where there were
+// too many to put right. `entries` and `spare` have room for n.
+inline const uint32_t* sort_few(const uint32_t* keys, int64_t n, int key_bits, int64_t wanted, uint32_t* entries,
+                                uint32_t* spare) {
+  constexpr int kHighBits = 16, kHalf = 1 << 8;
+  const int shift = std::max(0, key_bits - kHighBits);
+  uint32_t counts[2][kHalf] = {};
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t high = keys[i] >> shift;
+    entries[i] = high << 16 | static_cast<uint32_t>(i);
+    ++counts[0][high & (kHalf - 1)];
+    ++counts[1][high >> 8];
+  }
+  for (int pass = 0; pass < 2; ++pass) {
+    const int place_bits = 16 + 8 * pass;
+    uint32_t* place = counts[pass];
+    uint32_t before = 0;
+    for (int digit = 0; digit < kHalf; ++digit) before += std::exchange(place[digit], before);
+    for (int64_t i = 0; i < n; ++i) spare[place[entries[i] >> place_bits & (kHalf - 1)]++] = entries[i];
+    std::swap(entries, spare);
+  }
+  if (shift == 0) return entries;
+  const auto key_at = [&](int64_t place) { return keys[entries[place] & 0xffff]; };
+  int64_t moves = 4 * n;
+  for (int64_t i = 1; i < n; ++i) {
+    const uint32_t entry = entries[i], key = key_at(i);
+    if (i >= wanted && (entry ^ entries[i - 1]) >> 16) break;
+    int64_t place = i;
+    for (; place > 0 && key_at(place - 1) > key; --place) {
+      entries[place] = entries[place - 1];
+      if (--moves < 0) return nullptr;
+    }
+    entries[place] = entry;
+  }
+  return entries;
+}
+
 // Keeps, in their order, the entries that can be among the `wanted` lowest keys: those, and few more.
 inline int64_t keep_lowest(KeyedEntry* entries, int64_t n, int key_bits, int64_t wanted) {
   constexpr int kBits = 11;

@@ -1,22 +1,21 @@
 // From a source of rows to packed gene tokens: the arguments are checked here once, whatever the rows come from.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <string>
 
 #include "arrays.hpp"
+#include "block_pool.hpp"
 #include "rows.hpp"
 #include "tokens.hpp"
 
 namespace scdd {
 
-// Memory that a thread keeps between calls.
-constexpr size_t kKeptBytes = size_t{128} << 20;
-
-inline TokenParts& kept_parts() {
-  thread_local TokenParts parts;
-  return parts;
+inline TokenMemory<RowScratch>& kept_memory() {
+  thread_local TokenMemory<RowScratch> memory;
+  return memory;
 }
 
 inline void check_gene_scale(const float* scale, int64_t n) {
@@ -33,6 +32,22 @@ inline void check_tokens(const int32_t* token_of_gene, int64_t n_vars, int64_t n
     fail_index("token_of_gene[" + std::to_string(gene) + "] = " + std::to_string(token_of_gene[gene]) +
                " is neither -1 nor in 0.." + std::to_string(n_tokens - 1));
   }
+}
+
+inline bool all_are_one(const float* scale, int64_t n) {
+  bool other = false;
+  for (int64_t token = 0; token < n; ++token) other |= scale[token] != 1.0f;
+  return !other;
+}
+
+inline void describe_tokens(TokenPlan& plan, int64_t n_vars) {
+  int32_t largest = -1, moved = 0;
+  for (int64_t gene = 0; gene < n_vars; ++gene) {
+    largest = std::max(largest, plan.token_of_gene[gene]);
+    moved |= plan.token_of_gene[gene] ^ static_cast<int32_t>(gene);
+  }
+  plan.n_tokens = int64_t{largest} + 1;
+  plan.same_tokens = !moved;
 }
 
 inline void check_plan(const TokenPlan& plan) {
@@ -60,32 +75,43 @@ py::tuple token_batch(const Rows& source, const py::array& rows, const py::array
   const float* scale = optional_vector_of<float>(gene_scale, "gene_scale", -1);
   const int64_t n = rows.size();
   int32_t* detected_genes = detected ? output_of<int32_t>(*detected, "detected", n) : nullptr;
-  const TokenPlan plan{tokens, scale, max_genes, target_sum, log1p, logged, max_tokens};
-  check_plan(plan);
+  check_plan({tokens, scale, max_genes, target_sum, log1p, logged, max_tokens});
   require_threads(threads);
   if (scale) check_gene_scale(scale, gene_scale->size());
+  const bool unscaled = !scale || (!logged && all_are_one(scale, gene_scale->size()));  // x / 1 is x
   check_tokens(tokens, token_of_gene.size(), scale ? gene_scale->size() : INT32_MAX);
+  TokenPlan plan{tokens, unscaled ? nullptr : scale, max_genes, target_sum, log1p, logged, max_tokens};
+  describe_tokens(plan, token_of_gene.size());
   py::array_t<int32_t> cu_seqlens(n + 1);
   py::array_t<double> totals(n);
   int32_t* segments = cu_seqlens.mutable_data();
   double* row_totals = totals.mutable_data();
-  TokenParts& parts = kept_parts();
-  TokenGather<Rows, RowScratch> gather(source, row_ids, n, plan, parts, threads);
-  int64_t n_tokens = 0;
+  TokenGather<Rows, RowScratch> gather(source, row_ids, n, plan, kept_memory(), threads);
+  int64_t room = 0, n_tokens = 0;
   {
     const py::gil_scoped_release unlocked;
-    n_tokens = gather.select(segments, row_totals, detected_genes);
+    room = gather.measure();
   }
-  py::array_t<int32_t> genes(n_tokens);
-  py::array_t<float> values(n_tokens), coordinates(n_tokens);
+  BlockPool& pool = BlockPool::shared();
+  py::array_t<int32_t> found_genes = pool.array<int32_t>(room);
+  py::array_t<float> found_values = pool.array<float>(room);
+  int32_t* genes_found = found_genes.mutable_data();
+  float* values_found = found_values.mutable_data();
+  {
+    const py::gil_scoped_release unlocked;
+    n_tokens = gather.select(segments, row_totals, detected_genes, genes_found, values_found);
+  }
+  const bool exact = n_tokens == room;
+  py::array_t<int32_t> genes = exact ? found_genes : pool.array<int32_t>(n_tokens);
+  py::array_t<float> values = exact ? found_values : pool.array<float>(n_tokens);
+  py::array_t<float> coordinates = pool.array<float>(n_tokens);
   int32_t* out_genes = genes.mutable_data();
   float* out_values = values.mutable_data();
   float* out_coordinates = coordinates.mutable_data();
   {
     const py::gil_scoped_release unlocked;
-    gather.write(segments, out_genes, out_values, out_coordinates);
+    gather.write(segments, genes_found, values_found, out_genes, out_values, out_coordinates);
   }
-  parts.trim(kKeptBytes);
   return py::make_tuple(genes, values, coordinates, cu_seqlens, totals);
 }
 

@@ -11,8 +11,10 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
-#include <vector>
+#include <utility>
 
+#include "buffer.hpp"
+#include "count_rank.hpp"
 #include "csr.hpp"
 #include "log1p.hpp"
 #include "radix_sort.hpp"
@@ -27,6 +29,8 @@ struct TokenPlan {
   bool log1p;
   bool logged;         // values are log1p already; they are ranked by expm1, as the counts would be
   int64_t max_tokens;  // of all cells together; at most INT32_MAX, for cu_seqlens to hold them
+  int64_t n_tokens = INT32_MAX;  // no token is this or above
+  bool same_tokens = false;      // every gene is its own token
 };
 
 [[noreturn]] inline __attribute__((noinline, cold)) void fail_token_value(int64_t row, float value) {
@@ -41,38 +45,62 @@ class TokenRow {
   template <class Value, class Gene>
   void take(int64_t row, const Value* values, const Gene* genes, int64_t n, double total, const TokenPlan& plan) {
     reserve(n, row);
+    if (plan.same_tokens && rank_counts(values, genes, n, total, plan)) return;
     map(row, values, genes, n, plan);
-    if (!ascending()) merge();
+    if (!ascending(tokens_, n_)) merge(plan);
+    check_total(row, total, plan);
+    if (rank_counts(x_, tokens_, n_, total, plan)) return;
     detected_ = n_;
-    scale(row, total, plan);
+    scale(total, plan);
     rank(plan);
   }
 
   int64_t n() const { return n_; }
   int64_t detected() const { return detected_; }  // n() before max_genes
-  const int32_t* genes() const { return ranked_tokens_.data(); }
-  const float* values() const { return ranked_values_.data(); }
+  const int32_t* genes() const { return ranked_tokens_; }
+  const float* values() const { return ranked_values_; }
 
  private:
-  std::vector<int32_t> tokens_, ranked_tokens_;
-  std::vector<float> x_, ranked_values_;
-  std::vector<KeyedEntry> entries_, spare_;
-  int64_t n_ = 0, detected_ = 0;
+  // Of a cell: tokens and values in the order of tokens, and in that of rank.
+  Buffer cell_[7], table_values_, table_bits_;
+  int32_t *tokens_ = nullptr, *ranked_tokens_ = nullptr;
+  float *x_ = nullptr, *ranked_values_ = nullptr;
+  KeyedEntry *entries_ = nullptr, *spare_ = nullptr;
+  uint32_t* few_ = nullptr;
+  CountRank counts_;
+  int64_t room_ = 0, n_ = 0, detected_ = 0;
 
   void reserve(int64_t n, int64_t row) {
     if (n > INT32_MAX) fail_value("row " + std::to_string(row) + " has " + std::to_string(n) + " entries");
-    if (static_cast<int64_t>(x_.size()) >= n) return;
-    const auto size = static_cast<size_t>(n);
-    for (auto* part : {&tokens_, &ranked_tokens_}) part->resize(size);
-    for (auto* part : {&x_, &ranked_values_}) part->resize(size);
-    for (auto* part : {&entries_, &spare_}) part->resize(size);
+    if (room_ >= n) return;
+    room_ = 0;  // should memory run out
+    const size_t size = static_cast<size_t>(n) + static_cast<size_t>(n) / 4;
+    tokens_ = cell_[0].reserve_of<int32_t>(size);
+    ranked_tokens_ = cell_[1].reserve_of<int32_t>(size);
+    x_ = cell_[2].reserve_of<float>(size);
+    ranked_values_ = cell_[3].reserve_of<float>(size);
+    entries_ = cell_[4].reserve_of<KeyedEntry>(size);
+    spare_ = cell_[5].reserve_of<KeyedEntry>(size);
+    few_ = cell_[6].reserve_of<uint32_t>(2 * size);
+    room_ = static_cast<int64_t>(size);
+  }
+
+  // Counts that are ranked as they are, each token at most once and in order; false for anything else.
+  template <class Value, class Token>
+  bool rank_counts(const Value* values, const Token* tokens, int64_t n, double total, const TokenPlan& plan) {
+    if (plan.gene_scale) return false;
+    const float factor = factor_of(total, plan);
+    if (!CountRank::keeps_order(factor) || !ascending(tokens, n) || !counts_.take(values, n)) return false;
+    detected_ = counts_.rank(values, tokens, n, factor, plan.log1p, plan.max_genes, ranked_tokens_, ranked_values_);
+    n_ = std::min(detected_, plan.max_genes);
+    return true;
   }
 
   // No branch on "kept or not": it is as good as random, and a wrong guess costs more than a wasted store.
   template <class Value, class Gene>
   void map(int64_t row, const Value* values, const Gene* genes, int64_t n, const TokenPlan& plan) {
-    int32_t* tokens = tokens_.data();
-    float* x = x_.data();
+    int32_t* tokens = tokens_;
+    float* x = x_;
     int64_t kept = 0;
     bool odd = false;
     for (int64_t i = 0; i < n; ++i) {
@@ -89,21 +117,52 @@ class TokenRow {
     fail_token_value(row, static_cast<float>(*values));
   }
 
-  bool ascending() const {
+  template <class Token>
+  static bool ascending(const Token* tokens, int64_t n) {
     int wrong = 0;  // an OR over all, and not an early exit, so that the loop vectorises
-    for (int64_t i = 1; i < n_; ++i) wrong |= tokens_[i] <= tokens_[i - 1];
+    for (int64_t i = 1; i < n; ++i) wrong |= tokens[i] <= tokens[i - 1];
     return !wrong;
   }
 
   // Orders by token, and adds duplicates up in the order in which they are stored.
-  void merge() {
+  void merge(const TokenPlan& plan) {
+    if (plan.n_tokens <= kTableTokens && n_ >= kWorthATable) {
+      merge_in_table(plan.n_tokens);
+    } else {
+      merge_by_sort();
+    }
+  }
+
+  // A place for every token and a bit for every place that is taken: read back in order, there is nothing to sort.
+  void merge_in_table(int64_t n_tokens) {
+    const int64_t words = (n_tokens + 63) / 64;
+    float* sums = table_values_.reserve_of<float>(static_cast<size_t>(n_tokens));
+    auto* taken = table_bits_.reserve_of<uint64_t>(static_cast<size_t>(words));
+    std::fill_n(taken, words, uint64_t{0});
+    for (int64_t i = 0; i < n_; ++i) sums[tokens_[i]] = 0.0f;
+    for (int64_t i = 0; i < n_; ++i) {
+      const auto token = static_cast<uint32_t>(tokens_[i]);
+      sums[token] += x_[i];
+      taken[token / 64] |= uint64_t{1} << token % 64;
+    }
+    int64_t n = 0;
+    for (int64_t word = 0; word < words; ++word) {
+      for (uint64_t bits = taken[word]; bits; bits &= bits - 1, ++n) {
+        tokens_[n] = static_cast<int32_t>(64 * word + __builtin_ctzll(bits));
+        x_[n] = sums[tokens_[n]];
+      }
+    }
+    n_ = n;
+  }
+
+  void merge_by_sort() {
     uint32_t largest = 0;
     for (int64_t i = 0; i < n_; ++i) {
       entries_[i] = keyed(static_cast<uint32_t>(tokens_[i]), static_cast<uint32_t>(i));
       largest = std::max(largest, static_cast<uint32_t>(tokens_[i]));
     }
-    const KeyedEntry* sorted = sort_keyed(entries_.data(), spare_.data(), n_, bit_width(largest));
-    float* sums = ranked_values_.data();
+    const KeyedEntry* sorted = sort_keyed(entries_, spare_, n_, bit_width(largest));
+    float* sums = ranked_values_;
     int64_t last = -1;
     int32_t last_token = -1;
     for (int64_t i = 0; i < n_; ++i) {
@@ -115,57 +174,83 @@ class TokenRow {
       tokens_[last] = last_token = token;
     }
     n_ = last + 1;
-    x_.swap(ranked_values_);
+    std::swap(x_, ranked_values_);
   }
 
-  void scale(int64_t row, double total, const TokenPlan& plan) {
+  // Values are sound when this is called, so a wrong total was not added up from them.
+  static void check_total(int64_t row, double total, const TokenPlan& plan) {
+    if (plan.target_sum == 0 || (total >= 0 && !std::isinf(total))) return;
+    fail_value("row " + std::to_string(row) + " is said to have the total " + std::to_string(total));
+  }
+
+  static float factor_of(double total, const TokenPlan& plan) {
+    if (plan.target_sum == 0) return 1.0f;
+    return static_cast<float>(total == 0 ? 0.0 : plan.target_sum / total);
+  }
+
+  void scale(double total, const TokenPlan& plan) {
     if (plan.target_sum == 0) return;
-    if (!(total >= 0) || std::isinf(total)) {  // the values are sound, so this was not added up from them
-      fail_value("row " + std::to_string(row) + " is said to have the total " + std::to_string(total));
-    }
-    const auto factor = static_cast<float>(total == 0 ? 0.0 : plan.target_sum / total);
+    const float factor = factor_of(total, plan);
     for (int64_t i = 0; i < n_; ++i) x_[i] *= factor;
   }
 
   void rank(const TokenPlan& plan) {
-    int64_t n = n_;
-    const int key_bits = make_keys(plan);
-    if (n > plan.max_genes) n = keep_lowest(entries_.data(), n, key_bits, plan.max_genes);
-    const KeyedEntry* sorted = sort_keyed(entries_.data(), spare_.data(), n, key_bits);
+    const int64_t n = n_;
     n_ = std::min(n, plan.max_genes);
-    for (int64_t i = 0; i < n_; ++i) {
-      ranked_tokens_[i] = tokens_[payload_of(sorted[i])];
-      ranked_values_[i] = x_[payload_of(sorted[i])];
+    auto* keys = reinterpret_cast<uint32_t*>(ranked_tokens_);
+    const int key_bits = make_keys(plan, n, keys);
+    const uint32_t* few = nullptr;
+    if (n <= kFew) few = sort_few(keys, n, key_bits, n_, few_, few_ + n);
+    if (few) {
+      for (int64_t i = 0; i < n_; ++i) put(i, few[i] & 0xffff);
+    } else {
+      for (int64_t i = 0; i < n; ++i) entries_[i] = keyed(keys[i], static_cast<uint32_t>(i));
+      const int64_t kept = n > n_ ? keep_lowest(entries_, n, key_bits, n_) : n;
+      const KeyedEntry* sorted = sort_keyed(entries_, spare_, kept, key_bits);
+      for (int64_t i = 0; i < n_; ++i) put(i, payload_of(sorted[i]));
     }
-    if (plan.log1p) log1p_in_place(ranked_values_.data(), n_);
+    if (plan.log1p) log1p_in_place(ranked_values_, n_);
+  }
+
+  void put(int64_t rank, uint32_t place) {
+    ranked_tokens_[rank] = tokens_[place];
+    ranked_values_[rank] = x_[place];
   }
 
   // Floats that are not negative order as their bits do. Taken from the highest, the keys of a cell need fewer bits.
-  int make_keys(const TokenPlan& plan) {
-    float* score = ranked_values_.data();
+  int make_keys(const TokenPlan& plan, int64_t n, uint32_t* keys) {
+    float* score = ranked_values_;
     if (plan.logged && plan.gene_scale) {
-      for (int64_t i = 0; i < n_; ++i) score[i] = static_cast<float>(std::expm1(static_cast<double>(x_[i])));
+      for (int64_t i = 0; i < n; ++i) score[i] = static_cast<float>(std::expm1(static_cast<double>(x_[i])));
     } else {
-      std::copy_n(x_.data(), n_, score);
+      std::copy_n(x_, n, score);
     }
     if (plan.gene_scale) {
-      for (int64_t i = 0; i < n_; ++i) score[i] /= plan.gene_scale[tokens_[i]];
+      for (int64_t i = 0; i < n; ++i) score[i] /= plan.gene_scale[tokens_[i]];
     }
+    return differences_to_highest(score, n, keys);
+  }
+
+  // Returns how many bits they need.
+  static int differences_to_highest(const float* score, int64_t n, uint32_t* keys) {
     constexpr int32_t kNoSign = INT32_MAX;  // infinity times 0 is a NaN, with whatever sign
     int32_t low = INT32_MAX, high = 0;
-    for (int64_t i = 0; i < n_; ++i) {
+    for (int64_t i = 0; i < n; ++i) {
       const int32_t bits = detail::bits_of(score[i]) & kNoSign;
       low = std::min(low, bits);
       high = std::max(high, bits);
     }
-    for (int64_t i = 0; i < n_; ++i) {
+    for (int64_t i = 0; i < n; ++i) {
       const int32_t below = high - (detail::bits_of(score[i]) & kNoSign);
-      entries_[i] = keyed(static_cast<uint32_t>(below), static_cast<uint32_t>(i));
+      keys[i] = static_cast<uint32_t>(below);
     }
-    return n_ ? bit_width(static_cast<uint32_t>(high - low)) : 0;
+    return n ? bit_width(static_cast<uint32_t>(high - low)) : 0;
   }
 
   static constexpr float kLargest = 3.40282347e38f;
+  static constexpr int64_t kFew = 1 << 16;          // places are 16 bits
+  static constexpr int64_t kTableTokens = 1 << 17;  // half a megabyte of sums
+  static constexpr int64_t kWorthATable = 64;       // below this, looking through the bits costs more than a sort
 };
 
 }  // namespace scdd

@@ -1,197 +1,145 @@
 // Chosen rows as gene tokens, packed end to end, nothing padded: each cell as `TokenRow` makes it.
+//
+// How many tokens a cell has shows only when duplicates and zeros are gone, and a second look at the rows would decode
+// and sort them twice. So there is room for as many as there can be, which is mostly exactly what there is: then the
+// tokens lie where they belong. Otherwise every task has left some of its room, and its tokens are copied.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <mutex>
 #include <string>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "csr.hpp"
 #include "parallel.hpp"
-#include "row_totals.hpp"
+#include "stream.hpp"
 #include "token_row.hpp"
 
 namespace scdd {
 
-// What the threads find, before it is known how much it is: that shows only when duplicates and zeros are gone, and
-// a second look at the rows would decode and sort them twice. Keep it from batch to batch, as fresh memory costs
-// page faults, a fifth of the time; but never use it for two calls at once.
-class TokenParts {
- public:
-  struct Part {
-    int64_t begin, end;  // of the rows wanted
-    std::vector<int32_t> genes;
-    std::vector<float> values;
+// What threads work in. Keep it from batch to batch, as fresh memory costs page faults; but never use it for two calls
+// at once.
+template <class Scratch>
+struct TokenMemory {
+  struct Worker {
+    TokenRow cell;
+    Scratch scratch;
   };
-
-  void clear() {
-    for (Part& part : found_) spare_.push_back(std::move(part));
-    found_.clear();
-  }
-
-  // Gives all memory back if it is more than this.
-  void trim(size_t bytes) {
-    clear();
-    size_t held = 0;
-    for (const Part& part : spare_) held += sizeof(float) * (part.genes.capacity() + part.values.capacity());
-    if (held > bytes) spare_.clear();
-  }
-
-  Part take(int64_t begin, int64_t end) {
-    Part part{begin, end, {}, {}};
-    const std::lock_guard<std::mutex> hold(mutex_);
-    if (spare_.empty()) return part;
-    part.genes.swap(spare_.back().genes);
-    part.values.swap(spare_.back().values);
-    spare_.pop_back();
-    part.genes.clear();
-    part.values.clear();
-    return part;
-  }
-
-  void put(Part part) {
-    const std::lock_guard<std::mutex> hold(mutex_);
-    found_.push_back(std::move(part));
-  }
-
-  const std::vector<Part>& found() const { return found_; }
-
- private:
-  std::mutex mutex_;
-  std::vector<Part> found_, spare_;
+  std::vector<Worker> workers;
+  std::vector<float> coordinate_of_rank;
 };
 
-struct NoScratch {};
-
-// Chosen rows as tokens: select(), then write() into arrays of the size found. Rows is a source of rows with
-//   size(row), and either
-//   decode(row, float*, int32_t*), with total(row) and prefetch(row) if it has them, or
-//   view(row, next, Scratch&, f) and total(row), where f(values, genes, n) is given the source's own types.
-template <class Rows, class Scratch = NoScratch>
+// Chosen rows as tokens: measure(), select() into arrays of the room found, write() into arrays of the size found.
+// Rows is a source of rows as in rows.hpp; where it has hint(row), it is told early which rows will be asked for.
+template <class Rows, class Scratch>
 class TokenGather {
  public:
-  TokenGather(const Rows& rows, const int64_t* wanted, int64_t n, const TokenPlan& plan, TokenParts& parts,
-              int64_t threads)
-      : rows_(rows), wanted_(wanted), n_(n), plan_(plan), parts_(parts), threads_(threads) {}
+  using Memory = TokenMemory<Scratch>;
 
-  // Fills cu_seqlens [n + 1], totals [n] and, if not null, detected [n]: a cell's genes before max_genes.
-  // Returns the number of tokens.
-  int64_t select(int32_t* cu_seqlens, double* totals, int32_t* detected) {
-    parts_.clear();
-    parallel_ranges(n_, threads_, [&](int64_t begin, int64_t end) {
-      parts_.put(select_range(begin, end, cu_seqlens, totals, detected));
+  TokenGather(const Rows& rows, const int64_t* wanted, int64_t n, const TokenPlan& plan, Memory& memory,
+              int64_t threads)
+      : rows_(rows), wanted_(wanted), n_(n), plan_(plan), memory_(memory), threads_(threads),
+        tasks_(threads == 1 ? 1 : std::max<int64_t>(1, std::min(4 * threads, n / kRowsWorthAThread))),
+        room_(static_cast<size_t>(tasks_ + 1)) {}
+
+  // The most tokens that there can be.
+  int64_t measure() {
+    each_task(n_ < kFewRows ? 1 : threads_, [&](Worker&, int64_t task) { room_[task + 1] = most_tokens(task); });
+    for (int64_t task = 0; task < tasks_; ++task) room_[task + 1] += room_[task];
+    return room_[tasks_];
+  }
+
+  // Fills cu_seqlens [n + 1], totals [n] and, if not null, detected [n]: a cell's genes before max_genes. Leaves the
+  // tokens in genes and values [measure()]. Returns the number of tokens.
+  int64_t select(int32_t* cu_seqlens, double* totals, int32_t* detected, int32_t* genes, float* values) {
+    each_task(threads_, [&](Worker& worker, int64_t task) {
+      select_rows(task, worker, cu_seqlens, totals, detected, genes, values);
     });
     return add_up(cu_seqlens);
   }
 
-  // genes, values and coordinates [number of tokens].
-  void write(const int32_t* cu_seqlens, int32_t* genes, float* values, float* coordinates) const {
-    int64_t longest = 0;
-    for (int64_t i = 0; i < n_; ++i) longest = std::max<int64_t>(longest, cu_seqlens[i + 1] - cu_seqlens[i]);
-    std::vector<float> coordinate_of_rank(static_cast<size_t>(longest));
-    for (int64_t rank = 0; rank < longest; ++rank) {
-      coordinate_of_rank[rank] = static_cast<float>(std::log2(1.0 + static_cast<double>(rank)));
-    }
-    parallel_ranges(n_, threads_, [&](int64_t begin, int64_t end) {
-      for (const Part& part : parts_.found()) {
-        const int64_t first = std::max(begin, part.begin), last = std::min(end, part.end);
-        if (first >= last) continue;
-        const int64_t offset = cu_seqlens[part.begin], start = cu_seqlens[first], stop = cu_seqlens[last];
-        std::copy(part.genes.data() + (start - offset), part.genes.data() + (stop - offset), genes + start);
-        std::copy(part.values.data() + (start - offset), part.values.data() + (stop - offset), values + start);
-        for (int64_t i = first; i < last; ++i) {
-          std::copy_n(coordinate_of_rank.data(), cu_seqlens[i + 1] - cu_seqlens[i], coordinates + cu_seqlens[i]);
-        }
+  // genes, values and coordinates [number of tokens], of what select() has found; genes and values may be the same
+  // arrays if there are as many tokens as there was room.
+  void write(const int32_t* cu_seqlens, const int32_t* found_genes, const float* found_values, int32_t* genes,
+             float* values, float* coordinates) {
+    const float* of_rank = coordinates_of_ranks(cu_seqlens);
+    each_task(threads_, [&](Worker&, int64_t task) {
+      const int64_t begin = first(task), end = first(task + 1);
+      const int64_t start = cu_seqlens[begin];
+      const auto bytes = static_cast<size_t>(cu_seqlens[end] - start) * sizeof(int32_t);
+      if (genes != found_genes) stream_copy(genes + start, found_genes + room_[task], bytes);
+      if (values != found_values) stream_copy(values + start, found_values + room_[task], bytes);
+      for (int64_t i = begin; i < end; ++i) {
+        const auto length = static_cast<size_t>(cu_seqlens[i + 1] - cu_seqlens[i]);
+        stream_copy(coordinates + cu_seqlens[i], of_rank, length * sizeof(float));
       }
+      stream_fence();
     });
   }
 
  private:
-  using Part = TokenParts::Part;
+  using Worker = typename Memory::Worker;
 
   template <class T, class = void>
-  struct HasDecode : std::false_type {};
+  struct HasHint : std::false_type {};
   template <class T>
-  struct HasDecode<T, std::void_t<decltype(std::declval<const T&>().decode(int64_t{}, static_cast<float*>(nullptr),
-                                                                             static_cast<int32_t*>(nullptr)))>>
-      : std::true_type {};
-  template <class T, class = void>
-  struct HasTotal : std::false_type {};
-  template <class T>
-  struct HasTotal<T, std::void_t<decltype(std::declval<const T&>().total(int64_t{}))>> : std::true_type {};
-  template <class T, class = void>
-  struct HasPrefetch : std::false_type {};
-  template <class T>
-  struct HasPrefetch<T, std::void_t<decltype(std::declval<const T&>().prefetch(int64_t{}))>> : std::true_type {};
+  struct HasHint<T, std::void_t<decltype(&T::hint)>> : std::true_type {};
+
+  static constexpr int64_t kAhead = 16;      // rows: a size lies in far memory, some hundred nanoseconds away
+  static constexpr int64_t kFewRows = 2048;  // their sizes are looked up faster than a thread starts
 
   const Rows& rows_;
   const int64_t* wanted_;
   int64_t n_;
   TokenPlan plan_;
-  TokenParts& parts_;
-  int64_t threads_;
+  Memory& memory_;
+  int64_t threads_, tasks_;
+  std::vector<int64_t> room_;  // where each task's tokens begin
 
-  struct Decoded {
-    std::vector<float> values;
-    std::vector<int32_t> genes;
-  };
+  int64_t first(int64_t task) const { return n_ * task / tasks_; }
 
-  // f(values, genes, size) of a row.
-  template <class F>
-  void read(int64_t row, int64_t next, Scratch& scratch, Decoded& decoded, const F& f) const {
-    if constexpr (HasDecode<Rows>::value) {
-      const int64_t size = rows_.size(row);
-      if (static_cast<int64_t>(decoded.values.size()) < size) {
-        decoded.values.resize(static_cast<size_t>(size));
-        decoded.genes.resize(static_cast<size_t>(size));
-      }
-      rows_.decode(row, decoded.values.data(), decoded.genes.data());
-      if constexpr (HasPrefetch<Rows>::value) {
-        if (next >= 0) rows_.prefetch(next);
-      }
-      f(decoded.values.data(), decoded.genes.data(), size);
-    } else {
-      rows_.view(row, next, scratch, f);
-    }
+  template <class Work>
+  void each_task(int64_t threads, const Work& work) {
+    const auto wanted = static_cast<size_t>(std::min(threads, tasks_));
+    if (memory_.workers.size() < wanted) memory_.workers.resize(wanted);
+    std::atomic<size_t> next{0};
+    parallel_tasks(tasks_, threads, nullptr, [&] { return &memory_.workers[next++]; },
+                   [&](Worker& worker, int64_t task) { work(worker, task); });
   }
 
-  template <class Value>
-  double total_of(int64_t row, [[maybe_unused]] const Value* values, [[maybe_unused]] int64_t size) const {
-    if constexpr (HasTotal<Rows>::value) {
-      return rows_.total(row);
-    } else {
-      return sum_in_double(values, size);
+  int64_t most_tokens(int64_t task) const {
+    int64_t most = 0;
+    for (int64_t i = first(task), end = first(task + 1); i < end; ++i) {
+      if constexpr (HasHint<Rows>::value) rows_.hint(i + kAhead < end ? wanted_[i + kAhead] : -1);
+      most += std::min(rows_.size(wanted_[i]), plan_.max_genes);
     }
+    return std::min(most, plan_.max_tokens);
   }
 
   // The lengths of the rows go to cu_seqlens + 1, to be added up when all are known.
-  Part select_range(int64_t begin, int64_t end, int32_t* cu_seqlens, double* totals, int32_t* detected) const {
-    Part part = parts_.take(begin, end);
-    int64_t bound = 0;
-    for (int64_t i = begin; i < end; ++i) bound += std::min(rows_.size(wanted_[i]), plan_.max_genes);
-    bound = std::min(bound, plan_.max_tokens);
-    part.genes.reserve(static_cast<size_t>(bound));
-    part.values.reserve(static_cast<size_t>(bound));
-    TokenRow cell;
-    Scratch scratch;
-    Decoded decoded;
-    for (int64_t i = begin; i < end; ++i) {
-      read(wanted_[i], i + 1 < end ? wanted_[i + 1] : -1, scratch, decoded,
-           [&](const auto* values, const auto* genes, int64_t size) {
-             totals[i] = total_of(wanted_[i], values, size);
-             cell.take(wanted_[i], values, genes, size, totals[i], plan_);
-           });
-      if (static_cast<int64_t>(part.genes.size()) + cell.n() > plan_.max_tokens) fail_too_many();
-      part.genes.insert(part.genes.end(), cell.genes(), cell.genes() + cell.n());
-      part.values.insert(part.values.end(), cell.values(), cell.values() + cell.n());
+  void select_rows(int64_t task, Worker& worker, int32_t* cu_seqlens, double* totals, int32_t* detected,
+                   int32_t* genes, float* values) const {
+    TokenRow& cell = worker.cell;
+    int64_t at = room_[task];
+    for (int64_t i = first(task), end = first(task + 1); i < end; ++i) {
+      rows_.view(wanted_[i], i + 1 < end ? wanted_[i + 1] : -1, worker.scratch,
+                 [&](const auto* x, const auto* x_genes, int64_t size) {
+                   totals[i] = rows_.total(wanted_[i]);
+                   cell.take(wanted_[i], x, x_genes, size, totals[i], plan_);
+                 });
+      // Also where somebody changes the arrays meanwhile: nonsense, but no overflow.
+      if (cell.n() > room_[task + 1] - at) fail_too_many();
+      const auto bytes = static_cast<size_t>(cell.n()) * sizeof(int32_t);
+      stream_copy(genes + at, cell.genes(), bytes);
+      stream_copy(values + at, cell.values(), bytes);
+      at += cell.n();
       cu_seqlens[i + 1] = static_cast<int32_t>(cell.n());
       if (detected) detected[i] = static_cast<int32_t>(cell.detected());
     }
-    return part;
+    stream_fence();
   }
 
   int64_t add_up(int32_t* cu_seqlens) const {
@@ -203,6 +151,16 @@ class TokenGather {
       cu_seqlens[i + 1] = static_cast<int32_t>(n_tokens);
     }
     return n_tokens;
+  }
+
+  const float* coordinates_of_ranks(const int32_t* cu_seqlens) {
+    int64_t longest = 0;
+    for (int64_t i = 0; i < n_; ++i) longest = std::max<int64_t>(longest, cu_seqlens[i + 1] - cu_seqlens[i]);
+    std::vector<float>& known = memory_.coordinate_of_rank;
+    for (auto rank = static_cast<int64_t>(known.size()); rank < longest; ++rank) {
+      known.push_back(static_cast<float>(std::log2(1.0 + static_cast<double>(rank))));
+    }
+    return known.data();
   }
 
   [[noreturn]] void fail_too_many() const {

@@ -168,21 +168,31 @@ template <class Rows>
 void check_tokens(const Rows& source, const Question& ask, const std::vector<int32_t>& tokens) {
   const std::vector<float> scale(static_cast<size_t>(ask.n_columns), 0.3f);
   const bool logged = ask.logged();
+  bool same = true;
+  for (size_t gene = 0; gene < tokens.size(); ++gene) same &= tokens[gene] == static_cast<int32_t>(gene);
   const scdd::TokenPlan plan{tokens.data(),
                              ask.scaled() ? scale.data() : nullptr,
                              ask.max_genes,
                              logged ? 0 : ask.target_sum(),
                              !logged && ask.log1p(),
                              logged,
-                             ask.narrow & 4 ? 50 : INT32_MAX};
+                             ask.narrow & 4 ? 50 : INT32_MAX,
+                             ask.n_columns,
+                             same};
   std::vector<int32_t> cu_seqlens(ask.rows.size() + 1), detected(ask.rows.size());
   std::vector<double> totals(ask.rows.size());
-  static scdd::TokenParts parts;  // as in a thread: whatever came before must not matter
-  scdd::TokenGather<Rows, scdd::RowScratch> gather(source, ask.rows.data(), ask.n(), plan, parts, ask.threads);
-  const auto n = static_cast<size_t>(gather.select(cu_seqlens.data(), totals.data(), detected.data()));
+  static scdd::TokenMemory<scdd::RowScratch> memory;  // as in a thread: whatever came before must not matter
+  scdd::TokenGather<Rows, scdd::RowScratch> gather(source, ask.rows.data(), ask.n(), plan, memory, ask.threads);
+  const auto room = static_cast<size_t>(gather.measure());
+  std::vector<int32_t> found_genes(room);
+  std::vector<float> found_values(room);
+  const auto n = static_cast<size_t>(
+      gather.select(cu_seqlens.data(), totals.data(), detected.data(), found_genes.data(), found_values.data()));
+  require(n <= room, "there are more tokens than there was room for");
   std::vector<int32_t> genes(n);
   std::vector<float> values(n), coordinates(n);
-  gather.write(cu_seqlens.data(), genes.data(), values.data(), coordinates.data());
+  gather.write(cu_seqlens.data(), found_genes.data(), found_values.data(), genes.data(), values.data(),
+               coordinates.data());
   require(static_cast<size_t>(cu_seqlens.back()) == n, "token counts disagree");
   for (int64_t i = 0; i < ask.n(); ++i) {
     const int64_t size = cu_seqlens[i + 1] - cu_seqlens[i];

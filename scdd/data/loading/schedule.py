@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scdd import _csr
 from scdd.errors import InputError
 
 TILE_ROWS = 64
@@ -66,12 +67,9 @@ def tile_schedule(cu_seqlens: np.ndarray, *, tile_rows: int = TILE_ROWS) -> Tile
         ``cu_seqlens`` does not start at 0, decreases or passes 2147483647; ``tile_rows`` is below 1.
     """
     starts = _checked(cu_seqlens, tile_rows)
-    lengths = np.diff(starts)
-    segments = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
-    tiles = np.concatenate([_cut(starts, lengths, tile_rows), _share(starts, lengths, tile_rows)])
-    keys = tiles[:, END_KEY] - tiles[:, FIRST_KEY]
-    order = np.lexsort((tiles[:, FIRST_ROW], -keys))
-    return TileSchedule(np.ascontiguousarray(tiles[order].astype(np.int32)), segments, tile_rows)
+    # No tile is longer than all rows together.
+    tiles, segments = _csr.tile_schedule(starts, min(tile_rows, np.iinfo(np.int32).max))
+    return TileSchedule(tiles, segments, tile_rows)
 
 
 def repeat_schedule(schedule: TileSchedule, *, n_segments: int) -> TileSchedule:
@@ -103,37 +101,4 @@ def _checked(cu_seqlens: np.ndarray, tile_rows: int) -> np.ndarray:
         raise InputError("cu_seqlens must start at 0 and not decrease")
     if starts[-1] > np.iinfo(np.int32).max:
         raise InputError(f"cu_seqlens ends at {starts[-1]}, past 2147483647; make batches of fewer cells")
-    return starts.astype(np.int64)
-
-
-def _cut(starts: np.ndarray, lengths: np.ndarray, tile_rows: int) -> np.ndarray:
-    """Tiles int64 [., 6] of the segments longer than a tile."""
-    long = np.flatnonzero(lengths > tile_rows)
-    pieces = -(-lengths[long] // tile_rows)
-    owner = np.repeat(long, pieces)
-    number = np.arange(len(owner)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    first = starts[owner] + number * tile_rows
-    end = np.minimum(first + tile_rows, starts[owner + 1])
-    return np.stack([first, end, owner, owner, starts[owner], starts[owner + 1]], axis=1)
-
-
-def _share(starts: np.ndarray, lengths: np.ndarray, tile_rows: int) -> np.ndarray:
-    """Tiles int64 [., 6] of runs of whole segments: each takes as many as fit, which is the fewest tiles."""
-    filled = np.flatnonzero(lengths)
-    if not len(filled):
-        return np.empty((0, 6), dtype=np.int64)
-    begin, end = starts[filled], starts[filled + 1]
-    is_long = end - begin > tile_rows
-    # As far as rows reach, and not into the next long segment.
-    reach = np.searchsorted(end, begin + tile_rows, side="right")
-    barriers = np.append(np.flatnonzero(is_long), len(filled))
-    reach = np.minimum(reach, barriers[np.searchsorted(barriers, np.arange(len(filled)))])
-    follower = np.where(is_long, np.arange(1, len(filled) + 1), reach).tolist()
-    heads, at = [], 0
-    while at < len(filled):
-        heads.append(at)
-        at = follower[at]
-    first = np.array(heads)[~is_long[heads]]
-    last = reach[first] - 1
-    rows = (begin[first], end[last])
-    return np.stack([*rows, filled[first], filled[last], *rows], axis=1)
+    return np.ascontiguousarray(starts, dtype=np.int64)
