@@ -76,11 +76,8 @@ class CountRank {
     const int64_t n_large = begin[kLarge - 1], n_counted = begin[0];
     rank_large(values, tokens, n, n_large, factor, ranked, ranked_values);
     float value_of[kBuckets];
-    for (int b = 0; b < kBuckets; ++b) value_of[b] = static_cast<float>(b) * factor;
-    if (log1p) {
-      log1p_in_place(value_of, kBuckets);
-      log1p_in_place(ranked_values, n_large);
-    }
+    values_of_buckets(factor, log1p, value_of);
+    if (log1p) log1p_in_place(ranked_values, n_large);
     most = std::min(most, n_counted);
     for (int b = kLarge - 1; b > 0 && begin[b] < most; --b) {
       std::fill(ranked_values + begin[b], ranked_values + std::min<int64_t>(most, begin[b - 1]), value_of[b]);
@@ -88,10 +85,31 @@ class CountRank {
     return n_counted;
   }
 
+  // log1p of those scaled counts that take() has seen at `places` [n], which need not be in any order. `values` holds
+  // the scaled counts.
+  void log1p_of(const uint32_t* places, int64_t n, float factor, float* values) {
+    const uint8_t* bucket = buckets_.reserve_of<uint8_t>(0);
+    float value_of[kBuckets];
+    values_of_buckets(factor, true, value_of);
+    for (int64_t i = 0; i < n; ++i) {
+      const uint8_t own = bucket[places[i]];
+      if (own < kLarge) {
+        values[i] = value_of[own];
+      } else {
+        log1p_in_place(values + i, 1);
+      }
+    }
+  }
+
  private:
   static constexpr int kBuckets = 64, kParts = 4;
   static constexpr uint8_t kLarge = kBuckets - 1;
   Buffer buckets_, large_, spare_;
+
+  static void values_of_buckets(float factor, bool log1p, float* value_of) {
+    for (int b = 0; b < kBuckets; ++b) value_of[b] = static_cast<float>(b) * factor;
+    if (log1p) log1p_in_place(value_of, kBuckets);
+  }
 
   template <class Value, class Token>
   void rank_large(const Value* values, const Token* tokens, int64_t n, int64_t n_large, float factor, int32_t* ranked,

@@ -18,6 +18,7 @@
 #include "csr.hpp"
 #include "log1p.hpp"
 #include "radix_sort.hpp"
+#include "token_order.hpp"
 
 namespace scdd {
 
@@ -51,8 +52,16 @@ class TokenRow {
     check_total(row, total, plan);
     if (rank_counts(x_, tokens_, n_, total, plan)) return;
     detected_ = n_;
-    scale(total, plan);
+    const float factor = factor_of(total, plan);
+    // Then there are few different values, though the order follows from the scale of genes as well.
+    const bool counts = plan.log1p && CountRank::keeps_order(factor) && counts_.take(x_, n_);
+    scale(factor);
     rank(plan);
+    if (counts) {
+      counts_.log1p_of(few_, n_, factor, ranked_values_);
+    } else if (plan.log1p) {
+      log1p_in_place(ranked_values_, n_);
+    }
   }
 
   int64_t n() const { return n_; }
@@ -62,12 +71,13 @@ class TokenRow {
 
  private:
   // Of a cell: tokens and values in the order of tokens, and in that of rank.
-  Buffer cell_[7], table_values_, table_bits_;
+  Buffer cell_[7], taken_, before_;
   int32_t *tokens_ = nullptr, *ranked_tokens_ = nullptr;
   float *x_ = nullptr, *ranked_values_ = nullptr;
   KeyedEntry *entries_ = nullptr, *spare_ = nullptr;
   uint32_t* few_ = nullptr;
   CountRank counts_;
+  detail::OrderByBits order_ = order_by_token();
   int64_t room_ = 0, n_ = 0, detected_ = 0;
 
   void reserve(int64_t n, int64_t row) {
@@ -126,33 +136,18 @@ class TokenRow {
 
   // Orders by token, and adds duplicates up in the order in which they are stored.
   void merge(const TokenPlan& plan) {
-    if (plan.n_tokens <= kTableTokens && n_ >= kWorthATable) {
-      merge_in_table(plan.n_tokens);
-    } else {
-      merge_by_sort();
-    }
+    if (plan.n_tokens <= kBitTokens && n_ >= kWorthBits && order_bits(plan.n_tokens)) return;
+    merge_by_sort();
   }
 
-  // A place for every token and a bit for every place that is taken: read back in order, there is nothing to sort.
-  void merge_in_table(int64_t n_tokens) {
-    const int64_t words = (n_tokens + 63) / 64;
-    float* sums = table_values_.reserve_of<float>(static_cast<size_t>(n_tokens));
-    auto* taken = table_bits_.reserve_of<uint64_t>(static_cast<size_t>(words));
-    std::fill_n(taken, words, uint64_t{0});
-    for (int64_t i = 0; i < n_; ++i) sums[tokens_[i]] = 0.0f;
-    for (int64_t i = 0; i < n_; ++i) {
-      const auto token = static_cast<uint32_t>(tokens_[i]);
-      sums[token] += x_[i];
-      taken[token / 64] |= uint64_t{1} << token % 64;
-    }
-    int64_t n = 0;
-    for (int64_t word = 0; word < words; ++word) {
-      for (uint64_t bits = taken[word]; bits; bits &= bits - 1, ++n) {
-        tokens_[n] = static_cast<int32_t>(64 * word + __builtin_ctzll(bits));
-        x_[n] = sums[tokens_[n]];
-      }
-    }
-    n_ = n;
+  bool order_bits(int64_t n_tokens) {
+    const auto words = static_cast<size_t>(n_tokens / 64 + 1);
+    auto* taken = taken_.reserve_of<uint64_t>(words);
+    auto* before = before_.reserve_of<uint32_t>(words);
+    if (!order_(tokens_, x_, n_, n_tokens, taken, before, ranked_tokens_, ranked_values_)) return false;
+    std::swap(tokens_, ranked_tokens_);
+    std::swap(x_, ranked_values_);
+    return true;
   }
 
   void merge_by_sort() {
@@ -188,10 +183,8 @@ class TokenRow {
     return static_cast<float>(total == 0 ? 0.0 : plan.target_sum / total);
   }
 
-  void scale(double total, const TokenPlan& plan) {
-    if (plan.target_sum == 0) return;
-    const float factor = factor_of(total, plan);
-    for (int64_t i = 0; i < n_; ++i) x_[i] *= factor;
+  void scale(float factor) {
+    for (int64_t i = 0; i < n_; ++i) x_[i] *= factor;  // 1 where nothing is scaled
   }
 
   void rank(const TokenPlan& plan) {
@@ -209,12 +202,12 @@ class TokenRow {
       const KeyedEntry* sorted = sort_keyed(entries_, spare_, kept, key_bits);
       for (int64_t i = 0; i < n_; ++i) put(i, payload_of(sorted[i]));
     }
-    if (plan.log1p) log1p_in_place(ranked_values_, n_);
   }
 
   void put(int64_t rank, uint32_t place) {
     ranked_tokens_[rank] = tokens_[place];
     ranked_values_[rank] = x_[place];
+    few_[rank] = place;
   }
 
   // Floats that are not negative order as their bits do. Taken from the highest, the keys of a cell need fewer bits.
@@ -249,8 +242,8 @@ class TokenRow {
 
   static constexpr float kLargest = 3.40282347e38f;
   static constexpr int64_t kFew = 1 << 16;          // places are 16 bits
-  static constexpr int64_t kTableTokens = 1 << 17;  // half a megabyte of sums
-  static constexpr int64_t kWorthATable = 64;       // below this, looking through the bits costs more than a sort
+  static constexpr int64_t kBitTokens = 1 << 18;    // 48 KiB of bits and places
+  static constexpr int64_t kWorthBits = 64;         // below this, clearing them costs more than a sort
 };
 
 }  // namespace scdd

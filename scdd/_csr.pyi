@@ -125,6 +125,9 @@ def gather_tokens(
 ) -> tuple[
     NDArray[np.int32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]
 ]: ...
+def tile_schedule(
+    starts: NDArray[np.int64], tile_rows: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]: ...
 def bin_values(
     values: NDArray[np.float32], edges: NDArray[np.float32], threads: int = 1
 ) -> NDArray[np.int16]: ...

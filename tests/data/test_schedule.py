@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scdd import _csr
 from scdd.data.loading.schedule import repeat_schedule, tile_schedule
 from scdd.errors import InputError
 
@@ -73,6 +74,50 @@ def test_tiles_cover_every_row_once_with_all_its_keys(lengths, tile_rows):
     schedule = tile_schedule(starts, tile_rows=tile_rows)
     check(schedule, starts)
     assert len(schedule.tiles) == fewest_tiles(lengths, tile_rows)
+
+
+def defined_tiles(starts, tile_rows):
+    """Tiles one by one: short segments join as long as they fit, the longest keys go first."""
+    tiles, shared = [], None
+    for segment, (begin, end) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
+        if end - begin > tile_rows:
+            shared = None
+            cuts = [*range(begin, end, tile_rows), end]
+            tiles += [
+                [row, stop, segment, segment, begin, end] for row, stop in zip(cuts, cuts[1:], strict=False)
+            ]
+        elif shared is not None and end > begin and end - shared[0] <= tile_rows:
+            shared[1], shared[3], shared[5] = end, segment, end
+        elif end > begin:
+            shared = [begin, end, segment, segment, begin, end]
+            tiles.append(shared)
+    return sorted(tiles, key=lambda tile: (tile[4] - tile[5], tile[0]))
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths_of, st.sampled_from([1, 4, 8, 64, 2**40]))
+def test_tiles_are_as_defined_in_their_order(lengths, tile_rows):
+    starts = starts_of(lengths)
+    schedule = tile_schedule(starts, tile_rows=tile_rows)
+    assert schedule.tiles.tolist() == defined_tiles(starts, tile_rows)
+    assert schedule.tile_rows == tile_rows
+
+
+def test_segments_of_many_rows():
+    starts = starts_of([0, 5_000, 2_048, 2_049, 0, 1, 70_000])
+    check(tile_schedule(starts), starts)
+
+
+@pytest.mark.parametrize("starts", [[], [1, 2], [0, 2, 1], [0, 2**31]])
+def test_the_extension_refuses_starts_that_do_not_rise(starts):
+    with pytest.raises(ValueError, match="starts must rise from 0"):
+        _csr.tile_schedule(np.array(starts, dtype=np.int64), 64)
+
+
+@pytest.mark.parametrize("tile_rows", [0, -1, 2**31])
+def test_the_extension_refuses_tiles_without_rows(tile_rows):
+    with pytest.raises(ValueError, match=f"tile_rows is {tile_rows}"):
+        _csr.tile_schedule(np.array([0, 3]), tile_rows)
 
 
 @settings(max_examples=100, deadline=None)

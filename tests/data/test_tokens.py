@@ -173,6 +173,108 @@ def test_values_are_those_of_the_dense_batch():
     np.testing.assert_array_equal(of_token, dense)
 
 
+# Around what ends a bucket, a byte, two bytes, and what a float still holds exactly.
+COUNTS = [0, 1, 1, 1, 1, 2, 2, 3, 61, 62, 63, 64, 254, 255, 256, 65_535]
+
+
+def make_counts(seed, n_rows, n_vars, value, permuted, more):
+    """Rows as files of counts hold them: genes in order, each once; tokens are genes, or genes moved."""
+    rng = np.random.default_rng(seed)
+    taken = rng.random((n_rows, n_vars)) < rng.choice([0.0, 0.05, 0.5, 1.0], n_rows)[:, None]
+    indptr = np.concatenate([[0], np.cumsum(taken.sum(1))]).astype(np.int64)
+    choices = np.array([c for c in [*COUNTS, *more] if value != np.uint8 or c < 256])
+    choices = choices[choices < 65_536] if value == np.uint16 else choices
+    data = rng.choice(choices, indptr[-1]).astype(value)
+    lut = (rng.permutation(n_vars) if permuted else np.arange(n_vars)).astype(np.int32)
+    rows = rng.integers(0, n_rows, 40).astype(np.int64)
+    return Case((data, np.nonzero(taken)[1].astype(np.int32), indptr), n_vars, rows, lut, None)
+
+
+counts = st.builds(
+    make_counts,
+    seed=st.integers(0, 2**31),
+    n_rows=st.integers(1, 40),
+    n_vars=st.sampled_from([1, 3, 64, 65, 700]),
+    value=st.sampled_from(VALUES),
+    permuted=st.booleans(),
+    more=st.sampled_from([[], [65_536], [2**24 + 1]]),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(counts, st.sampled_from([1, 50, 2_046]), st.sampled_from([0.0, 1e-35, 1.0, 1e4]), st.booleans())
+def test_counts_are_ranked_as_any_values_are(case, max_genes, target_sum, log1p):
+    options = {"max_genes": max_genes, "target_sum": target_sum, "log1p": log1p}
+    detected = np.empty(len(case.rows), dtype=np.int32)
+    genes, values, _, starts, totals = case.tokens(detected=detected, **options)
+    # Bit for bit what a dense batch holds, which knows nothing of buckets.
+    dense = np.empty((len(case.rows), case.n_vars), dtype=np.float32)
+    how = {"target_sum": target_sum, "log1p": log1p}
+    _csr.gather_dense(*case.arrays, case.rows, case.token_of_gene, dense, **how)
+    for i, row in enumerate(case.rows):
+        order, _, total, n_detected = define(case, row, **options)
+        part = slice(starts[i], starts[i + 1])
+        assert genes[part].tolist() == order
+        assert values[part].tobytes() == dense[i, order].tobytes()
+        assert (totals[i], detected[i]) == (total, n_detected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(cases, counts), options_of)
+def test_a_scale_of_ones_is_no_scale(case, options):
+    ones = case._replace(gene_scale=np.ones(case.n_vars + 5, dtype=np.float32))
+    none = case._replace(gene_scale=None)
+    for left, right in zip(ones.tokens(**options), none.tokens(**options), strict=True):
+        assert left.tobytes() == right.tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts, st.integers(0, 2**31), st.sampled_from([1, 50, 2_046]))
+def test_scaled_counts_keep_every_bit_of_their_values(case, seed, max_genes):
+    rng = np.random.default_rng(seed)
+    case = case._replace(gene_scale=rng.choice([0.5, 1, 1.01, 3], case.n_vars).astype(np.float32))
+    genes, values, _, starts, _ = case.tokens(max_genes=max_genes)
+    dense = np.empty((len(case.rows), case.n_vars), dtype=np.float32)
+    _csr.gather_dense(*case.arrays, case.rows, case.token_of_gene, dense, target_sum=1e4, log1p=True)
+    for i, row in enumerate(case.rows):
+        order = define(case, row, max_genes=max_genes, target_sum=1e4, log1p=True)[0]
+        part = slice(starts[i], starts[i + 1])
+        assert genes[part].tolist() == order
+        assert values[part].tobytes() == dense[i, order].tobytes()
+
+
+# Clusters that differ only in their lowest bits, which a sort by the highest leaves as they came.
+@pytest.mark.parametrize("n", [300, 3_000, 70_000])
+@pytest.mark.parametrize("clusters", [1, 2, 40])
+@pytest.mark.parametrize("close", [1, 7, 1_000])
+def test_ranks_of_values_that_lie_close(n, clusters, close):
+    rng = np.random.default_rng(n + close)
+    centres = np.exp(rng.uniform(0, 30, clusters)).astype(np.float32)
+    bits = rng.choice(centres, n).view(np.int32) + rng.integers(0, close, n, dtype=np.int32)
+    data = bits.view(np.float32)
+    arrays = (data, np.arange(n, dtype=np.int32), np.array([0, n]))
+    how = {"target_sum": 0, "log1p": False, "max_genes": 1_000}
+    scale = np.full(n, 0.5, dtype=np.float32)
+    genes, values, *_ = _csr.gather_tokens(*arrays, np.array([0]), arrays[1], scale, **how)
+    order = np.argsort(-data, kind="stable")[:1_000]
+    np.testing.assert_array_equal(genes, order)
+    np.testing.assert_array_equal(values, data[order])
+
+
+def test_a_batch_that_is_held_is_not_written_to():
+    case = make_counts(0, 200, 700, np.uint8, permuted=False, more=[])
+    rows = np.random.default_rng(1).integers(0, 200, (12, 400))
+    batches = [case._replace(rows=own).tokens() for own in rows]  # large enough to be used again
+    copies = [[part.copy() for part in batch] for batch in batches]
+    del batches[::2]
+    for own in rows:
+        case._replace(rows=own[::-1].copy()).tokens(threads=4)
+    for batch, copy in zip(batches, copies[1::2], strict=True):
+        for left, right in zip(batch, copy, strict=True):
+            np.testing.assert_array_equal(left, right)
+            assert left.flags.writeable
+
+
 @pytest.mark.parametrize("n", [95, 96, 97, 500, 3_000, 20_000])
 @pytest.mark.parametrize("span", [1, 2, 2.0**20, 2.0**100])
 def test_ranks_over_any_span_of_values(n, span):
