@@ -72,7 +72,9 @@ class CountRank {
         ranked[place[p][bucket[at]]++] = static_cast<int32_t>(tokens[at]);
       }
     }
-    for (int64_t i = kParts * part; i < n; ++i) ranked[place[kParts - 1][bucket[i]]++] = static_cast<int32_t>(tokens[i]);
+    for (int64_t i = kParts * part; i < n; ++i) {
+      ranked[place[kParts - 1][bucket[i]]++] = static_cast<int32_t>(tokens[i]);
+    }
     const int64_t n_large = begin[kLarge - 1], n_counted = begin[0];
     rank_large(values, tokens, n, n_large, factor, ranked, ranked_values);
     float value_of[kBuckets];

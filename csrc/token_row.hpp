@@ -19,6 +19,7 @@
 #include "log1p.hpp"
 #include "radix_sort.hpp"
 #include "token_order.hpp"
+#include "token_score.hpp"
 
 namespace scdd {
 
@@ -78,6 +79,7 @@ class TokenRow {
   uint32_t* few_ = nullptr;
   CountRank counts_;
   detail::OrderByBits order_ = order_by_token();
+  detail::DivideByScale divide_ = divide_by_scale();
   int64_t room_ = 0, n_ = 0, detected_ = 0;
 
   void reserve(int64_t n, int64_t row) {
@@ -106,25 +108,48 @@ class TokenRow {
     return true;
   }
 
-  // No branch on "kept or not": it is as good as random, and a wrong guess costs more than a wasted store.
   template <class Value, class Gene>
   void map(int64_t row, const Value* values, const Gene* genes, int64_t n, const TokenPlan& plan) {
+    if (plan.same_tokens && copy_all(values, genes, n)) return;
+    if (!keep_mapped(values, genes, n, plan)) {
+      while (*values >= Value{0} && static_cast<float>(*values) <= kLargest) ++values;
+      fail_token_value(row, static_cast<float>(*values));
+    }
+  }
+
+  // Where nothing is dropped; false if a value is zero or odd.
+  template <class Value, class Gene>
+  bool copy_all(const Value* values, const Gene* genes, int64_t n) {
+    int odd = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const auto value = static_cast<float>(values[i]);
+      odd |= !(value > 0.0f) | !(value <= kLargest);
+      x_[i] = value;
+    }
+    if (odd) return false;
+    for (int64_t i = 0; i < n; ++i) tokens_[i] = static_cast<int32_t>(genes[i]);
+    n_ = n;
+    return true;
+  }
+
+  // No branch on "kept or not": it is as good as random, and a wrong guess costs more than a wasted store. False if a
+  // value is odd.
+  template <class Value, class Gene>
+  bool keep_mapped(const Value* values, const Gene* genes, int64_t n, const TokenPlan& plan) {
     int32_t* tokens = tokens_;
     float* x = x_;
     int64_t kept = 0;
-    bool odd = false;
+    int odd = 0;
     for (int64_t i = 0; i < n; ++i) {
       const auto value = static_cast<float>(values[i]);
       const int32_t token = plan.token_of_gene[genes[i]];
       odd |= !(value >= 0.0f) | !(value <= kLargest);
       tokens[kept] = token;
       x[kept] = value;
-      kept += (token >= 0) & (value != 0.0f);
+      kept += (token >= 0) & (value > 0.0f);
     }
     n_ = kept;
-    if (!odd) return;
-    while (*values >= Value{0} && static_cast<float>(*values) <= kLargest) ++values;
-    fail_token_value(row, static_cast<float>(*values));
+    return !odd;
   }
 
   template <class Token>
@@ -219,7 +244,7 @@ class TokenRow {
       std::copy_n(x_, n, score);
     }
     if (plan.gene_scale) {
-      for (int64_t i = 0; i < n; ++i) score[i] /= plan.gene_scale[tokens_[i]];
+      divide_(score, tokens_, n, plan.gene_scale);
     }
     return differences_to_highest(score, n, keys);
   }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -83,9 +85,7 @@ def defined_tiles(starts, tile_rows):
         if end - begin > tile_rows:
             shared = None
             cuts = [*range(begin, end, tile_rows), end]
-            tiles += [
-                [row, stop, segment, segment, begin, end] for row, stop in zip(cuts, cuts[1:], strict=False)
-            ]
+            tiles += [[row, stop, segment, segment, begin, end] for row, stop in pairwise(cuts)]
         elif shared is not None and end > begin and end - shared[0] <= tile_rows:
             shared[1], shared[3], shared[5] = end, segment, end
         elif end > begin:
