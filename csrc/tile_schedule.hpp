@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <vector>
 
 #include "stream.hpp"
@@ -12,7 +13,7 @@ namespace scdd {
 
 // One long segment, which is several tiles, or a run of short ones, which is one.
 struct TileGroup {
-  int64_t begin, end;  // rows
+  int64_t begin, end;   // rows
   int32_t first, last;  // segments, neither empty
   int64_t keys() const { return end - begin; }
   int64_t n_tiles(int64_t tile_rows) const { return (keys() + tile_rows - 1) / tile_rows; }
@@ -22,19 +23,17 @@ struct TileGroup {
 inline std::vector<TileGroup> tile_groups(const int64_t* starts, int64_t n, int64_t tile_rows) {
   std::vector<TileGroup> groups;
   groups.reserve(static_cast<size_t>(n));
-  bool open = false;  // whether the last group may take another short segment
   for (int64_t segment = 0; segment < n; ++segment) {
     const int64_t begin = starts[segment], end = starts[segment + 1];
     const auto number = static_cast<int32_t>(segment);
     if (begin == end) continue;
-    const bool is_short = end - begin <= tile_rows;
-    if (is_short && open && end - groups.back().begin <= tile_rows) {
+    // A long segment before this one leaves no room, and a long one itself fits nowhere.
+    if (!groups.empty() && end - groups.back().begin <= tile_rows) {
       groups.back().end = end;
       groups.back().last = number;
     } else {
       groups.push_back({begin, end, number, number});
     }
-    open = is_short;
   }
   std::stable_sort(groups.begin(), groups.end(),
                    [](const TileGroup& left, const TileGroup& right) { return left.keys() > right.keys(); });

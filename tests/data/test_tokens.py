@@ -245,7 +245,7 @@ def test_scaled_counts_keep_every_bit_of_their_values(case, seed, max_genes):
 
 # Clusters that differ only in their lowest bits, which a sort by the highest leaves as they came.
 @pytest.mark.parametrize("n", [300, 3_000, 70_000])
-@pytest.mark.parametrize("clusters", [1, 2, 40])
+@pytest.mark.parametrize("clusters", [1, 40, 1_000])
 @pytest.mark.parametrize("close", [1, 7, 1_000])
 def test_ranks_of_values_that_lie_close(n, clusters, close):
     rng = np.random.default_rng(n + close)
@@ -253,12 +253,13 @@ def test_ranks_of_values_that_lie_close(n, clusters, close):
     bits = rng.choice(centres, n).view(np.int32) + rng.integers(0, close, n, dtype=np.int32)
     data = bits.view(np.float32)
     arrays = (data, np.arange(n, dtype=np.int32), np.array([0, n]))
-    how = {"target_sum": 0, "log1p": False, "max_genes": 1_000}
     scale = np.full(n, 0.5, dtype=np.float32)
-    genes, values, *_ = _csr.gather_tokens(*arrays, np.array([0]), arrays[1], scale, **how)
-    order = np.argsort(-data, kind="stable")[:1_000]
-    np.testing.assert_array_equal(genes, order)
-    np.testing.assert_array_equal(values, data[order])
+    order = np.argsort(-data, kind="stable")
+    for most in (*range(101, 108), 1_000):  # the cut goes through a cluster
+        how = {"target_sum": 0, "log1p": False, "max_genes": most}
+        genes, values, *_ = _csr.gather_tokens(*arrays, np.array([0]), arrays[1], scale, **how)
+        np.testing.assert_array_equal(genes, order[:most])
+        np.testing.assert_array_equal(values, data[order[:most]])
 
 
 def test_a_batch_that_is_held_is_not_written_to():
