@@ -44,6 +44,10 @@ class PackedSource {
     return room;
   }
 
+  bool stream(int64_t row, int64_t next, int64_t room, const RowPlace& place, Buffer& scratch, double& total) const {
+    return packed_.stream(row, next, room, place, scratch, total);
+  }
+
  private:
   static constexpr size_t kSlack = 64;
   py::array bytes_, offsets_;
