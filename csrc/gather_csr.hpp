@@ -11,6 +11,7 @@
 #include "parallel.hpp"
 #include "rows.hpp"
 #include "stream.hpp"
+#include "widen.hpp"
 
 namespace scdd {
 
@@ -72,7 +73,7 @@ struct CsrGather {
         if constexpr (TakesHints<Rows>::value) hint_block(begin, i, end);
         const RowOut out{indptr[i + 1] - indptr[i], data + indptr[i], indices + indptr[i]};
         sizes[i] = out.room;
-        if (!stream_row(rows[i], next, out, made.values, totals[i])) {
+        if (!stream_row(rows[i], next, out, made, scratch, totals[i])) {
           sizes[i] = make_row(rows[i], next, out, made, scratch, pairs, totals[i]);
         }
       }
@@ -111,19 +112,37 @@ struct CsrGather {
     for (int64_t k = first; k < last; ++k) source.hint(rows[k]);
   }
 
-  // Straight to where the row belongs, where the source can do that and the row is in order.
-  bool stream_row(int64_t row, int64_t next, const RowOut& out, Buffer& made, double& total) const {
+  // Straight to where the row belongs, where the source can do that and the row is in order. False: nothing was made.
+  bool stream_row(int64_t row, int64_t next, const RowOut& out, RowScratch& made, RowScratch& scratch,
+                  double& total) const {
+    if (column_of_gene) return false;
+    const bool finished = transform.target_sum == 0 && !transform.log1p;
+    float* values = finished ? out.data : made.values.template reserve_of<float>(static_cast<size_t>(out.room) + kSlack);
     if constexpr (Streams<Rows>::value) {
-      if (column_of_gene) return false;
-      if (transform.target_sum == 0 && !transform.log1p) {
-        return source.stream(row, next, out.room, {out.data, out.indices, true}, made, total);
-      }
-      float* values = made.reserve_of<float>(static_cast<size_t>(out.room) + kSlack);
-      if (!source.stream(row, next, out.room, {values, out.indices, false}, made, total)) return false;
-      put_values(values, out.room, total, out.data);
-      return true;
+      if (!source.stream(row, next, out.room, {values, out.indices, finished}, scratch.values, total)) return false;
+    } else {
+      if (!widen_row(row, next, out, values, finished, scratch)) return false;
+      total = source.total(row);
     }
-    return false;
+    if (!finished) put_values(values, out.room, total, out.data);
+    return true;
+  }
+
+  bool widen_row(int64_t row, int64_t next, const RowOut& out, float* made, bool finished, RowScratch& scratch) const {
+    return source.view(row, next, scratch, [&](const auto* values, const auto* genes, int64_t size) {
+      using Value = std::decay_t<decltype(*values)>;
+      using Gene = std::decay_t<decltype(*genes)>;
+      if constexpr (kWidens<Value> && kWidens<Gene>) {
+        if (size != out.room || !widen_genes(genes, size, out.indices)) return false;
+        if (finished) {
+          widen_values(values, size, made);
+        } else {
+          std::copy(values, values + size, made);
+        }
+        return true;
+      }
+      return false;
+    });
   }
 
   // Made where it stays in the cache while it is worked on, then sent off in one go. Returns the row's size.
