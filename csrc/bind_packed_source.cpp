@@ -39,8 +39,8 @@ void bind_packed_source(py::module_& module) {
   py::class_<PackedSource> source(module, "PackedRows",
                                   "Packed records as pack_rows makes them, as a source of batches; any order is fast.");
   source
-      .def(py::init<py::array, py::array, int64_t, std::string>(), py::arg("bytes").noconvert(), py::arg("offsets").noconvert(),
-           py::arg("n_vars"), py::arg("simd") = "auto")
+      .def(py::init<py::array, py::array, int64_t, std::string>(), py::arg("bytes").noconvert(),
+           py::arg("offsets").noconvert(), py::arg("n_vars"), py::arg("simd") = "auto")
       .def_readonly("n_rows", &PackedSource::n_rows)
       .def_readonly("n_vars", &PackedSource::n_vars);
   bind_batches<PackedSource>(source);

@@ -103,8 +103,9 @@ struct CsrGather {
     });
   }
 
-  // A row in far memory begins with a walk through the page tables. Many walk side by side, and their rows are still known
-  // when their turn comes; alone, between decoding and storing, each is waited for (530 -> 680 thousand rows a second).
+  // A row in far memory begins with a walk through the page tables. Many walk side by side, and their rows are still
+  // known when their turn comes; alone, between decoding and storing, each is waited for (530 -> 680 thousand rows a
+  // second).
   void touch_block(int64_t begin, int64_t i, int64_t end) const {
     if ((i - begin) % kBlock != 0) return;
     for (int64_t k = i; k < std::min(i + kBlock, end); ++k) source.touch(rows[k]);
@@ -115,7 +116,8 @@ struct CsrGather {
                   double& total) const {
     if (column_of_gene) return false;
     const bool finished = transform.target_sum == 0 && !transform.log1p;
-    float* values = finished ? out.data : made.values.template reserve_of<float>(static_cast<size_t>(out.room) + kSlack);
+    const size_t room = static_cast<size_t>(out.room) + kSlack;
+    float* values = finished ? out.data : made.values.template reserve_of<float>(room);
     if constexpr (Streams<Rows>::value) {
       if (!source.stream(row, next, out.room, {values, out.indices, finished}, scratch.values, total)) return false;
     } else {

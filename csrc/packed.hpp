@@ -187,9 +187,10 @@ struct PackedRows {
     found.decode(*kernels, values, genes);
   }
 
-  // As decode(), with the genes, and the values where they are finished, past the caches. False: decode() has to say what
-  // is wrong with the row, or the row names a gene twice.
-  bool stream(int64_t row, int64_t next, int64_t expected, const RowPlace& place, Buffer& scratch, double& total) const {
+  // As decode(), with the genes, and the values where they are finished, past the caches. False: decode() has to say
+  // what is wrong with the row, or the row names a gene twice.
+  bool stream(int64_t row, int64_t next, int64_t expected, const RowPlace& place, Buffer& scratch,
+              double& total) const {
     Ahead ahead = lines(next);
     const PackedRecord found = record(row);
     if (found.n != expected) fail_packed(row, "it changed while it was read");

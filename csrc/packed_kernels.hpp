@@ -48,8 +48,8 @@ struct CodeSummary {
   uint8_t largest;    // of the codes that are not escapes; 0 where there are none
 };
 
-// What comes after the row at hand, asked for a line at a time while that one is decoded: all at once they would fill the
-// processor's few places for outstanding lines and hold everything up.
+// What comes after the row at hand, asked for a line at a time while that one is decoded: all at once they would fill
+// the processor's few places for outstanding lines and hold everything up.
 struct Ahead {
   const uint8_t* at = nullptr;
   const uint8_t* end = nullptr;

@@ -62,8 +62,8 @@ void check_stream(const std::vector<uint8_t>& record, int64_t n_vars, const scdd
     found.values.resize(n + lead);
     found.genes.resize(n + lead);
     rows.touch(0);
-    streamed = rows.stream(0, 0, static_cast<int64_t>(n), {found.values.data() + lead, found.genes.data() + lead, finished},
-                           scratch, total);
+    const scdd::RowPlace place{found.values.data() + lead, found.genes.data() + lead, finished};
+    streamed = rows.stream(0, 0, static_cast<int64_t>(n), place, scratch, total);
     scdd::stream_fence();
   } catch (const std::logic_error&) {
     require(plain.failed);
