@@ -20,8 +20,10 @@
 #include <cstring>
 #include <string>
 
+#include "buffer.hpp"
 #include "csr.hpp"
 #include "packed_kernels.hpp"
+#include "stream.hpp"
 
 namespace scdd {
 
@@ -76,7 +78,7 @@ struct PackedRecord {
 
   uint64_t sum_of_long_gaps() const {
     uint64_t sum = 0;
-    packed_scalar::Escapes list{gap_list, wide_gaps};
+    Escapes list{gap_list, wide_gaps};
     for (int64_t k = 0; k < long_gaps; ++k) sum += list.gap();
     return sum;
   }
@@ -90,6 +92,10 @@ struct PackedRecord {
       fail_index("packed row " + std::to_string(row) + " holds gene " + std::to_string(last) + ", outside 0.." +
                  std::to_string(n_vars - 1));
     }
+    check_values(kernels, row);
+  }
+
+  void check_values(const PackedKernels& kernels, int64_t row) const {
     if (mode == PackedMode::raw) return;
     const CodeSummary used = kernels.summarise(codes, n);
     if (used.escapes != static_cast<uint64_t>(escapes)) fail_packed(row, "its escaped values are miscounted");
@@ -102,6 +108,11 @@ struct PackedRecord {
   // After check() only.
   void decode(const PackedKernels& kernels, float* out_values, int32_t* out_genes) const {
     kernels.genes(gaps, n, gap_list, wide_gaps, out_genes);
+    decode_values(kernels, out_values);
+  }
+
+  // After check_values() only.
+  void decode_values(const PackedKernels& kernels, float* out_values) const {
     if (mode == PackedMode::counts) {
       kernels.counts(codes, n, values, wide_values, out_values);
     } else if (mode == PackedMode::dictionary) {
@@ -112,6 +123,34 @@ struct PackedRecord {
       for (int64_t i = 0; i < n; ++i) out_values[i] = load_packed<float>(values + 4 * i);
     }
   }
+
+  // Genes checked and decoded in one pass, past the caches. False where check() has a fault to name, where a gene comes
+  // twice and where only check() can tell: what was written then means nothing.
+  bool stream_genes(const PackedKernels& kernels, int64_t n_vars, Ahead& ahead, int32_t* out) const {
+    constexpr uint64_t kLargestCode = kEscape - 1;
+    if (sum_of_long_gaps() + kLargestCode * static_cast<uint64_t>(n) > UINT32_MAX) return false;  // the sum may wrap
+    const StreamedCodes met = kernels.stream_genes({gaps, n, gap_list, long_gaps, wide_gaps}, ahead, out);
+    return met.escapes == long_gaps && met.rising && (n == 0 || int64_t{met.last} < n_vars);
+  }
+
+  // The same for values.
+  bool stream_values(const PackedKernels& kernels, int64_t row, Ahead& ahead, Buffer& scratch, float* out) const {
+    if (mode == PackedMode::counts) {
+      return kernels.stream_counts({codes, n, values, escapes, wide_values}, ahead, out).escapes == escapes;
+    }
+    check_values(kernels, row);
+    float* made = scratch.reserve_of<float>(static_cast<size_t>(n));
+    decode_values(kernels, made);
+    stream_copy(out, made, static_cast<size_t>(n) * sizeof(float));
+    return true;
+  }
+};
+
+// Where a row goes that is decoded straight to its place.
+struct RowPlace {
+  float* values;
+  int32_t* genes;
+  bool finished_values;  // else somebody goes on working with them: they stay in the cache
 };
 
 // Packed rows as a source of rows. The bytes must not change meanwhile: replace a file, never write into it.
@@ -148,14 +187,39 @@ struct PackedRows {
     found.decode(*kernels, values, genes);
   }
 
+  // As decode(), with the genes, and the values where they are finished, past the caches. False: decode() has to say
+  // what is wrong with the row, or the row names a gene twice.
+  bool stream(int64_t row, int64_t next, int64_t expected, const RowPlace& place, Buffer& scratch,
+              double& total) const {
+    Ahead ahead = lines(next);
+    const PackedRecord found = record(row);
+    if (found.n != expected) fail_packed(row, "it changed while it was read");
+    total = found.total;
+    if (!found.stream_genes(*kernels, n_vars, ahead, place.genes)) return false;
+    if (place.finished_values) {
+      if (!found.stream_values(*kernels, row, ahead, scratch, place.values)) return false;
+    } else {
+      found.check_values(*kernels, row);
+      found.decode_values(*kernels, place.values);
+    }
+    ahead.finish();
+    return true;
+  }
+
   // Of a row that comes soon. Wrong rows and offsets are found when their turn comes.
   void prefetch_header(int64_t row) const {
     if (!outside(row, n_rows) && !outside(offsets[row], n_bytes)) __builtin_prefetch(bytes + offsets[row]);
   }
-  void prefetch(int64_t row) const {
+  // The same by a load: a prefetch may be given up where the processor has not seen the page for long.
+  void touch(int64_t row) const {
     if (outside(row, n_rows) || outside(offsets[row], n_bytes)) return;
+    static_cast<void>(*static_cast<const volatile uint8_t*>(bytes + offsets[row]));
+  }
+  void prefetch(int64_t row) const { lines(row).finish(); }
+  Ahead lines(int64_t row) const {
+    if (outside(row, n_rows) || outside(offsets[row], n_bytes)) return {};
     const int64_t end = offsets[row + 1] < n_bytes ? offsets[row + 1] : n_bytes;
-    for (int64_t at = offsets[row]; at < end; at += 64) __builtin_prefetch(bytes + at);
+    return end < offsets[row] ? Ahead{} : Ahead{bytes + offsets[row], bytes + end};
   }
 };
 

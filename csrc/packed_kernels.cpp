@@ -1,6 +1,8 @@
 // AVX2 and AVX-512 loops, chosen when the program runs: the library itself is built for any machine.
 #include "packed_kernels.hpp"
 
+#include <algorithm>
+
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define SCDD_PACKED_X86 1
 #if defined(__GNUC__) && !defined(__clang__)
@@ -16,14 +18,22 @@ namespace scdd {
 namespace {
 
 constexpr PackedKernels kScalar{"scalar", packed_scalar::summarise, packed_scalar::genes, packed_scalar::counts,
-                                packed_scalar::dictionary, packed_scalar::gap_codes, packed_scalar::count_codes};
+                                packed_scalar::dictionary, packed_scalar::stream_genes, packed_scalar::stream_counts,
+                                packed_scalar::gap_codes, packed_scalar::count_codes};
 
 #ifdef SCDD_PACKED_X86
 
-using packed_scalar::Escapes;
-
 #define SCDD_AVX2 __attribute__((target("avx2,popcnt")))
 #define SCDD_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,popcnt")))
+
+// Entries before the first whole line of `out`, at most n.
+inline int64_t before_line(const void* out, int64_t n) {
+  const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % 64);
+  return std::min<int64_t>(past == 0 ? 0 : (64 - past) / 4, n);
+}
+
+// Whether no number of entries before it leads to a whole line.
+inline bool odd_place(const void* out) { return reinterpret_cast<uintptr_t>(out) % 4 != 0; }
 
 namespace avx2 {
 
@@ -103,6 +113,56 @@ SCDD_AVX2 void counts(const uint8_t* codes, int64_t n, const uint8_t* list, bool
     for (; mask != 0; mask &= mask - 1) out[i + __builtin_ctz(mask)] = escapes.value();
   }
   packed_scalar::counts_from(codes, i, n, escapes, out);
+}
+
+SCDD_AVX2 void put_half_lines(void* out, __m256i first, __m256i second) {
+  _mm256_stream_si256(static_cast<__m256i*>(out), first);
+  _mm256_stream_si256(static_cast<__m256i*>(out) + 1, second);
+}
+
+SCDD_AVX2 StreamedCodes stream_genes(const CodeStream& gaps, Ahead& ahead, int32_t* out) {
+  const __m128i escape = _mm_set1_epi8(-1), zero = _mm_setzero_si128();
+  StreamedCodes met;
+  int64_t i = odd_place(out) ? gaps.n : before_line(out, gaps.n);
+  if (i == 0) i = std::min<int64_t>(16, gaps.n);  // the first gap is unlike the others: it may be 0
+  packed_scalar::stream_genes_part(gaps, 0, i, met, out);
+  for (; i + 16 <= gaps.n; i += 16) {
+    ahead.step();
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(gaps.codes + i));
+    if (_mm_movemask_epi8(_mm_cmpeq_epi8(codes, escape)) != 0) {
+      packed_scalar::stream_genes_part(gaps, i, i + 16, met, out);
+      continue;
+    }
+    met.rising &= _mm_movemask_epi8(_mm_cmpeq_epi8(codes, zero)) == 0;
+    const __m256i sums = prefix_of_16(_mm256_cvtepu8_epi16(codes));
+    const __m256i before = _mm256_set1_epi32(static_cast<int32_t>(met.last));
+    const __m128i high = _mm256_extracti128_si256(sums, 1);
+    put_half_lines(out + i, _mm256_add_epi32(before, _mm256_cvtepu16_epi32(_mm256_castsi256_si128(sums))),
+                   _mm256_add_epi32(before, _mm256_cvtepu16_epi32(high)));
+    met.last += static_cast<uint32_t>(_mm_extract_epi16(high, 7));
+  }
+  packed_scalar::stream_genes_part(gaps, i, gaps.n, met, out);
+  return met;
+}
+
+SCDD_AVX2 StreamedCodes stream_counts(const CodeStream& codes, Ahead& ahead, float* out) {
+  const __m128i escape = _mm_set1_epi8(-1);
+  StreamedCodes met;
+  int64_t i = odd_place(out) ? codes.n : before_line(out, codes.n);
+  packed_scalar::stream_counts_part(codes, 0, i, met, out);
+  for (; i + 16 <= codes.n; i += 16) {
+    ahead.step();
+    const __m128i code = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes.codes + i));
+    if (_mm_movemask_epi8(_mm_cmpeq_epi8(code, escape)) != 0) {
+      packed_scalar::stream_counts_part(codes, i, i + 16, met, out);
+      continue;
+    }
+    const __m256 first = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(code));
+    const __m256 second = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(code, 8)));
+    put_half_lines(out + i, _mm256_castps_si256(first), _mm256_castps_si256(second));
+  }
+  packed_scalar::stream_counts_part(codes, i, codes.n, met, out);
+  return met;
 }
 
 // 32 numbers to bytes, 255 for those above 254 (as unsigned). The packs work within halves: put them in order again.
@@ -237,6 +297,98 @@ SCDD_AVX512 void counts(const uint8_t* codes, int64_t n, const uint8_t* list, bo
   }
 }
 
+// As take_narrow() and take_wide(), but of what is left of the list only; zeros after that.
+SCDD_AVX512 __m512i take_left(const CodeStream& stream, int64_t taken, int count) {
+  const int left = static_cast<int>(std::min<int64_t>(count, std::max<int64_t>(stream.entries - taken, 0)));
+  const uint8_t* list = stream.list + (left ? taken * (stream.wide ? 4 : 2) : 0);
+  return stream.wide ? take_wide(list, left) : take_narrow(list, left);
+}
+
+// Writes whole lines as such, so that none is fetched before it is overwritten, and masked parts at both ends.
+template <bool kWhole>
+SCDD_AVX512 void put_line(void* out, __mmask16 inside, __m512i line) {
+  if constexpr (kWhole) {
+    _mm512_stream_si512(static_cast<__m512i*>(out), line);
+  } else {
+    _mm512_mask_storeu_epi32(out, inside, line);
+  }
+}
+
+struct GeneLoop {
+  const CodeStream& gaps;
+  int32_t* out;
+  __m512i before;
+  __mmask16 flat;  // lanes in which some gene was not above the one before it
+  int64_t escapes;
+
+  template <bool kWhole>
+  SCDD_AVX512 inline __attribute__((always_inline)) void step(int64_t i, __mmask16 inside) {
+    const auto* from = reinterpret_cast<const __m128i*>(gaps.codes + i);
+    const __m128i codes = kWhole ? _mm_loadu_si128(from) : _mm_maskz_loadu_epi8(inside, from);
+    const __mmask16 escaped = _mm_cmpeq_epi8_mask(codes, _mm_set1_epi8(-1));
+    __m512i gap = _mm512_cvtepu8_epi32(codes);
+    if (__builtin_expect(escaped != 0, 0)) {
+      const int count = __builtin_popcount(escaped);
+      gap = patch(gap, escaped, take_left(gaps, escapes, count));
+      escapes += count;
+    }
+    const __mmask16 none = _mm512_testn_epi32_mask(gap, gap);
+    flat |= kWhole ? none : static_cast<__mmask16>(none & inside);
+    const __m512i sums = prefix_of_16(gap);
+    put_line<kWhole>(out + i, inside, _mm512_add_epi32(before, sums));
+    before = _mm512_add_epi32(before, _mm512_permutexvar_epi32(_mm512_set1_epi32(15), sums));
+  }
+};
+
+SCDD_AVX512 StreamedCodes stream_genes(const CodeStream& gaps, Ahead& ahead, int32_t* out) {
+  if (gaps.n == 0 || odd_place(out)) return packed_scalar::stream_genes(gaps, ahead, out);
+  GeneLoop loop{gaps, out, _mm512_setzero_si512(), 0, 0};
+  int64_t i = before_line(out, gaps.n);
+  if (i == 0) i = std::min<int64_t>(16, gaps.n);
+  loop.step<false>(0, static_cast<__mmask16>((1u << i) - 1));
+  loop.flat &= static_cast<__mmask16>(~1u);  // the first gap counts from 0: gene 0 is above nothing
+  for (; i + 16 <= gaps.n; i += 16) {
+    ahead.step();
+    loop.step<true>(i, 0xFFFF);
+  }
+  if (i < gaps.n) loop.step<false>(i, static_cast<__mmask16>((1u << (gaps.n - i)) - 1));
+  return {loop.escapes, static_cast<uint32_t>(_mm_cvtsi128_si32(_mm512_castsi512_si128(loop.before))), loop.flat == 0};
+}
+
+struct CountLoop {
+  const CodeStream& codes;
+  float* out;
+  int64_t escapes;
+
+  template <bool kWhole>
+  SCDD_AVX512 inline __attribute__((always_inline)) void step(int64_t i, __mmask16 inside) {
+    const auto* from = reinterpret_cast<const __m128i*>(codes.codes + i);
+    const __m128i code = kWhole ? _mm_loadu_si128(from) : _mm_maskz_loadu_epi8(inside, from);
+    const __mmask16 escaped = _mm_cmpeq_epi8_mask(code, _mm_set1_epi8(-1));
+    __m512i value = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(code)));
+    if (__builtin_expect(escaped != 0, 0)) {
+      const int count = __builtin_popcount(escaped);
+      const __m512i entries = take_left(codes, escapes, count);
+      value = patch(value, escaped, codes.wide ? entries : _mm512_castps_si512(_mm512_cvtepi32_ps(entries)));
+      escapes += count;
+    }
+    put_line<kWhole>(out + i, inside, value);
+  }
+};
+
+SCDD_AVX512 StreamedCodes stream_counts(const CodeStream& codes, Ahead& ahead, float* out) {
+  if (odd_place(out)) return packed_scalar::stream_counts(codes, ahead, out);
+  CountLoop loop{codes, out, 0};
+  int64_t i = before_line(out, codes.n);
+  if (i > 0) loop.step<false>(0, static_cast<__mmask16>((1u << i) - 1));
+  for (; i + 16 <= codes.n; i += 16) {
+    ahead.step();
+    loop.step<true>(i, 0xFFFF);
+  }
+  if (i < codes.n) loop.step<false>(i, static_cast<__mmask16>((1u << (codes.n - i)) - 1));
+  return {loop.escapes, 0, true};
+}
+
 SCDD_AVX512 bool gap_codes(const int32_t* genes, int64_t n, uint8_t* codes) {
   if (n == 0) return true;
   const bool rising = packed_scalar::gap_codes(genes, 1, codes);
@@ -267,9 +419,11 @@ SCDD_AVX512 void count_codes(const float* values, int64_t n, uint8_t* codes) {
 
 // Gathering from a table of 256 is as fast by ordinary loads, and gathers are slow on many machines.
 constexpr PackedKernels kAvx2{"avx2", avx2::summarise, avx2::genes, avx2::counts,
-                              packed_scalar::dictionary, avx2::gap_codes, avx2::count_codes};
+                              packed_scalar::dictionary, avx2::stream_genes, avx2::stream_counts,
+                              avx2::gap_codes, avx2::count_codes};
 constexpr PackedKernels kAvx512{"avx512", avx512::summarise, avx512::genes, avx512::counts,
-                                packed_scalar::dictionary, avx512::gap_codes, avx512::count_codes};
+                                packed_scalar::dictionary, avx512::stream_genes, avx512::stream_counts,
+                                avx512::gap_codes, avx512::count_codes};
 
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("popcnt"); }
 

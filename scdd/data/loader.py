@@ -167,7 +167,7 @@ class CellLoader:
             counts,
             self.codes,
             self.workers,
-            BufferPool(pinned=pin_memory, kept=2 * self.preload + 8),
+            BufferPool(pinned=pin_memory, kept=2 * (self.preload + self.workers) + 12),
             atlas.mean_entries,
             self.tokens,
             cells_a_call(self._schedule.costs.delivered_cell),
@@ -256,6 +256,10 @@ class CellLoader:
         read_ahead = 0 if self._direct is not None else 1
         spans = ahead(self._spans(epoch, number, cancel), read_ahead, stop=cancel.request)
         try:
+            if self._direct is not None and self.preload:
+                for batch in self._maker.side_by_side(spans, skipped, self._schedule.batch_size):
+                    yield batch if self._finish is None else self._finish(batch)
+                return
             for span in spans:
                 for batch in self._maker.batches(span, skipped):
                     yield batch if self._finish is None else self._finish(batch)

@@ -209,6 +209,85 @@ def outcome(packed, offsets, n_vars, simd):
     return bits(values).tobytes(), genes.tobytes(), indptr.tobytes()
 
 
+def gathered(packed, offsets, n_vars, simd, **how):
+    """What a sparse batch of all rows holds, as bytes, or the error."""
+    rows = np.arange(len(offsets) - 1)
+    try:
+        parts = _csr.PackedRows(packed, offsets, n_vars, simd).gather_csr(rows, None, **how)
+    except (ValueError, IndexError) as error:
+        return str(error)
+    return tuple(part.tobytes() for part in parts)
+
+
+@pytest.mark.parametrize("simd", SIMD)
+@pytest.mark.parametrize("lead", [0, 1, 5, 15])
+@pytest.mark.parametrize("step", [1, 2, 40, 300])
+def test_sparse_batches_hold_what_was_packed(simd, lead, step):
+    """Rows of every length up to some lines, of all modes, beginning anywhere within a line."""
+    rng = np.random.default_rng(lead)
+    sizes = [lead, *rng.permutation(70), 0, 300]
+    indptr = np.cumsum([0, *sizes]).astype(np.int64)
+    genes = np.concatenate([rng.integers(0, 3) + np.cumsum(np.full(n, step)) - step for n in sizes])
+    scales = np.repeat(rng.choice([1.0, 0.3, 90.0, 1e5], len(sizes)), sizes)
+    data = (rng.geometric(0.5, len(genes)) * scales).astype(np.float32)
+    data[::7] += rng.random(len(data[::7])).astype(np.float32) * (rng.random() < 0.5)
+    genes = genes.astype(np.int32)
+    packed, offsets = _csr.pack_rows(data, genes, indptr, 100_000)
+    source = _csr.PackedRows(packed, offsets, 100_000, simd)
+    for threads in (1, 2):
+        found = source.gather_csr(np.arange(len(sizes)), None, threads=threads)
+        assert [part.tobytes() for part in found[:3]] == [a.tobytes() for a in (data, genes, indptr)]
+        sums = [data[a:b].astype(np.float64).sum() for a, b in itertools.pairwise(indptr)]
+        np.testing.assert_allclose(found[3], sums, rtol=1e-12)
+    logged = source.gather_csr(np.arange(len(sizes)), None, target_sum=1e4, log1p=True)
+    expected = _csr.gather_csr(
+        data, genes, indptr, np.arange(len(sizes)), None, target_sum=1e4, log1p=True, n_vars=100_000
+    )
+    assert [part.tobytes() for part in logged[:3]] == [part.tobytes() for part in expected[:3]]
+
+
+def test_genes_named_twice_are_added_up(records):
+    packed, offsets = _csr.pack_rows(
+        np.array([1, 2, 3, 4], np.float32), np.array([7, 7, 300, 300], np.int32), np.array([0, 4]), 9_000
+    )
+    for simd in SIMD:
+        values, genes, indptr, totals = _csr.PackedRows(packed, offsets, 9_000, simd).gather_csr(
+            np.zeros(2, np.int64), None
+        )
+        assert (values.tolist(), genes.tolist()) == ([3, 7, 3, 7], [7, 300, 7, 300])
+        assert (indptr.tolist(), totals.tolist()) == ([0, 2, 4], [10, 10])
+
+
+def test_no_sum_of_gaps_comes_round_again():
+    """Two gaps that add up to 2^32 lead back to a gene that there is."""
+    header = bytes([0, 1, 0, 0]) + np.array([3, 2, 0], "<u4").tobytes() + np.float64(3).tobytes()
+    gaps = np.array([2**32 - 2, 5], "<u4").tobytes()
+    raw = header + bytes([255, 255, 1]) + bytes([1, 1, 1]) + gaps
+    packed, offsets = np.frombuffer(raw, np.uint8), np.array([0, len(raw)])
+    for simd in SIMD:
+        assert "holds gene 4294967300, outside 0..8999" in gathered(packed, offsets, 9_000, simd)
+
+
+@pytest.mark.parametrize("simd", SIMD)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32"])
+@pytest.mark.parametrize("size", [0, 1, 7, 15, 16, 17, 31, 40, 64, 100])
+def test_widening(simd, dtype, size):
+    rng = np.random.default_rng(size)
+    for lead in range(16):
+        rising = np.sort(rng.choice(np.arange(256), size, replace=False)).astype(dtype)
+        repeated = rising.copy()
+        if size > 1:
+            place = rng.integers(1, size)
+            repeated[place] = repeated[place - 1]
+        high = rng.integers(0, np.iinfo(dtype).max, size, endpoint=True).astype(dtype)
+        for numbers in (rising, repeated, high):
+            for genes in (True, False):
+                out, ordered = _csr.widen(numbers, genes, lead, simd)
+                assert out.tolist() == [-1] * lead + out.dtype.type(numbers).tolist() + [-1] * (32 - lead)
+                if genes:
+                    assert ordered == bool((np.diff(numbers.astype(np.int64)) > 0).all())
+
+
 @settings(max_examples=400, deadline=None)
 @given(data=st.data())
 def test_damaged_records_never_reach_outside(records, data):
@@ -221,6 +300,8 @@ def test_damaged_records_never_reach_outside(records, data):
     for place in data.draw(st.lists(places, min_size=1, max_size=4)):
         damaged[place] = data.draw(st.integers(0, 255) | st.sampled_from([0, 1, 127, 128, 254, 255]))
     (seen,) = {outcome(damaged, offsets, 9_000, simd) for simd in SIMD}
+    (batch,) = {gathered(damaged, offsets, 9_000, simd) for simd in SIMD}
+    assert isinstance(batch, str) == isinstance(seen, str)
     assert not isinstance(seen, str) or "packed row" in seen, "an error names the row"
 
 
@@ -230,7 +311,8 @@ def test_damaged_records_never_reach_outside(records, data):
 @example(bytes([0, 0, 0, 0, *b"\xff\xff\xff\xff" * 3, *bytes(8)]), 1)
 def test_arbitrary_bytes(raw, n_vars):
     packed = np.frombuffer(raw, np.uint8)
-    assert len({outcome(packed, np.array([0, len(raw)]), n_vars, simd) for simd in SIMD}) == 1
+    for way in (outcome, gathered):
+        assert len({way(packed, np.array([0, len(raw)]), n_vars, simd) for simd in SIMD}) == 1
 
 
 @pytest.mark.parametrize("offsets", [[0, -1], [-5, 10], [10, 5], [0, 10**9], [2**63 - 1, -(2**63)]])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
     from scdd.data.loading.buffers import BufferPool
     from scdd.data.loading.gather import GeneTransform, Rows
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
 
 
 _CALL_BYTES = 1 << 25
+# Cells that are worth a task of their own on another thread: some hundred microseconds of work.
+_SMALLEST_TASK = 128
 
 
 class CellBatch(NamedTuple):
@@ -74,6 +79,32 @@ class Span(NamedTuple):
     bounds: np.ndarray
 
 
+class Group(NamedTuple):
+    """Batches ``first:last`` of a span, which are made in one call and share their memory."""
+
+    span: Span
+    first: int
+    last: int
+
+    @property
+    def begin(self) -> int:
+        """First cell."""
+        return int(self.span.bounds[self.first])
+
+    @property
+    def end(self) -> int:
+        """Cell after the last."""
+        return int(self.span.bounds[self.last])
+
+
+class Made(NamedTuple):
+    """What a group became: ``x(start, stop)`` of some cells, totals [n] and counts [n, G] or None."""
+
+    x: Callable[[int, int], Any]
+    totals: np.ndarray
+    counts: np.ndarray | None
+
+
 def cells_a_call(cell_bytes: float) -> int:
     """Cells that are gathered in one call: below, starting threads would cost more than they save.
 
@@ -107,14 +138,52 @@ class BatchMaker:
 
     def batches(self, span: Span, first: int = 0) -> Iterator[CellBatch | TokenBatch]:
         """All batches of a span from number ``first`` on."""
-        n = len(span.bounds) - 1
         if self.tokens is not None:
-            yield from (self._tokens(span, number) for number in range(first, n))
+            yield from (self._tokens(span, number) for number in range(first, len(span.bounds) - 1))
             return
+        for group in self._groups(span, first, self.cells_a_call):
+            yield from self._cut(group, self._made(group, self.threads))
+
+    def side_by_side(self, spans: Iterable[Span], first: int, batch_size: int) -> Iterator[Any]:
+        """Batches of all spans, from number ``first`` of the first one on; some groups are made at a time.
+
+        Each by a thread of its own, so that all are at work while batches are cut and orders are drawn. Taken
+        together the groups under way are no larger than one of `batches`, but for the one that is cut.
+        """
+        lanes = min(self.threads, self.cells_a_call // max(batch_size, _SMALLEST_TASK))
+        if lanes < 2 or self.tokens is not None:
+            for span in spans:
+                yield from self.batches(span, first)
+                first = 0
+            return
+        pool = ThreadPoolExecutor(lanes, thread_name_prefix="scdd-batches")
+        under_way: deque[tuple[Group, Future[Made]]] = deque()
+        try:
+            for group in self._all_groups(spans, first, self.cells_a_call // lanes):
+                under_way.append((group, pool.submit(self._made, group, self.threads // lanes)))
+                if len(under_way) > lanes:  # one waits, so that no thread does
+                    yield from self._cut_next(under_way)
+            while under_way:
+                yield from self._cut_next(under_way)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _cut_next(self, under_way: deque[tuple[Group, Future[Made]]]) -> Iterator[CellBatch]:
+        group, made = under_way.popleft()
+        return self._cut(group, made.result())
+
+    def _all_groups(self, spans: Iterable[Span], first: int, cells: int) -> Iterator[Group]:
+        for span in spans:
+            yield from self._groups(span, first, cells)
+            first = 0
+
+    def _groups(self, span: Span, first: int, cells: int) -> Iterator[Group]:
+        """As many whole batches at a time as ``cells`` hold, but at least one."""
+        n = len(span.bounds) - 1
         while first < n:
-            last = int(np.searchsorted(span.bounds, span.bounds[first] + self.cells_a_call, side="right")) - 1
+            last = int(np.searchsorted(span.bounds, span.bounds[first] + cells, side="right")) - 1
             last = min(max(last, first + 1), n)
-            yield from self._together(span, first, last)
+            yield Group(span, first, last)
             first = last
 
     def _tokens(self, span: Span, number: int) -> TokenBatch:
@@ -126,29 +195,35 @@ class BatchMaker:
             span.source, span.places[own], row_ids=row_ids, codes=codes, threads=self.threads
         )
 
-    def _together(self, span: Span, first: int, last: int) -> Iterator[CellBatch]:
-        begin, end = int(span.bounds[first]), int(span.bounds[last])
-        places = span.places[begin:end]
-        x, totals = self._gather(span.source, places)
-        counts = self.transform.stored(span.source, places, threads=self.threads) if self.counts else None
-        for number in range(first, last):
-            own = slice(int(span.bounds[number]) - begin, int(span.bounds[number + 1]) - begin)
-            row_ids = span.row_ids[begin + own.start : begin + own.stop].copy()
+    def _made(self, group: Group, threads: int) -> Made:
+        span, places = group.span, group.span.places[group.begin : group.end]
+        x, totals = self._gather(span.source, places, threads)
+        counts = self.transform.stored(span.source, places, threads=threads) if self.counts else None
+        return Made(x, totals, counts)
+
+    def _cut(self, group: Group, made: Made) -> Iterator[CellBatch]:
+        span, counts = group.span, made.counts
+        for number in range(group.first, group.last):
+            begin, end = int(span.bounds[number]), int(span.bounds[number + 1])
+            row_ids = span.row_ids[begin:end].copy()
             codes = {name: column[row_ids] for name, column in self.codes.items()}
+            own = slice(begin - group.begin, end - group.begin)
             yield CellBatch(
-                x(own.start, own.stop), row_ids, codes, totals[own], None if counts is None else counts[own]
+                made.x(own.start, own.stop),
+                row_ids,
+                codes,
+                made.totals[own],
+                None if counts is None else counts[own],
             )
 
-    def _gather(self, source: Rows, places: np.ndarray) -> tuple[Any, np.ndarray]:
+    def _gather(self, source: Rows, places: np.ndarray, threads: int) -> tuple[Any, np.ndarray]:
         """A function that cuts out the x of one batch, and the totals of all."""
         if self.output == "csr":
             # Cells differ in size; a sixth more than average is rarely too little for many of them.
             room = int(len(places) * self.entries * 7 / 6) + 1024
-            rows = self.transform.csr(source, places, threads=self.threads, pool=self.pool, room=room)
+            rows = self.transform.csr(source, places, threads=threads, pool=self.pool, room=room)
             return rows.matrix, rows.totals
-        x, totals = self.transform.dense(
-            source, places, threads=self.threads, dtype=self.dtype, pool=self.pool
-        )
+        x, totals = self.transform.dense(source, places, threads=threads, dtype=self.dtype, pool=self.pool)
         if self.dtype == "bfloat16":
             import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -155,7 +156,7 @@ class GeneTransform:
         data, indices, indptr, totals = source.gather_csr(rows, columns, **how, **buffers)
         return CsrRows(data, indices, indptr, totals, self.n_columns)
 
-    @property
+    @cached_property
     def keeps_all(self) -> bool:
         """Whether every gene stays where it is."""
         n = self.n_columns
