@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from scdd.data.expression import Expression, Values, look, remedy
+from scdd.data.formats.address import is_remote
 from scdd.data.formats.matrix import MemoryMatrix, RowMatrix, open_matrix
 from scdd.data.formats.tenx import find_mtx, is_tenx_h5, read_tenx_h5, read_tenx_mtx
 from scdd.errors import DataFileError, InputError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     import anndata
 
+    from scdd.data.formats.remote import RemoteFiles
     from scdd.data.formats.tenx import Tenx
 
 
@@ -35,6 +37,7 @@ class Source:
     expression: Expression
     notes: tuple[str, ...] = ()
     path: Path | None = None
+    remote: RemoteFiles | None = None
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Store:
     layers: dict[str, Callable[[], RowMatrix]]
     var_names: dict[str, pd.Index] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    remote: RemoteFiles | None = None
 
 
 def open_source(source: Any, *, layer: str, expression: str) -> Source:
@@ -63,16 +67,21 @@ def open_source(source: Any, *, layer: str, expression: str) -> Source:
             f"for {len(store.obs)} cells and {len(names)} genes"
         )
     _refuse_duplicates(store.name, names)
-    return Source(store.name, store.obs, names, matrix, chosen, kind, store.notes, _path_of(source))
+    told = store.notes, _path_of(source), store.remote
+    return Source(store.name, store.obs, names, matrix, chosen, kind, *told)
 
 
 def _path_of(source: Any) -> Path | None:
+    if is_remote(source):
+        return None
     path = source if isinstance(source, (str, Path)) else source.filename if source.isbacked else None
     return None if path is None else Path(path).resolve()
 
 
 def store_of(source: Any) -> Store:
-    """What lies in a path or AnnData, before a matrix is chosen."""
+    """What lies in a path, URL or AnnData, before a matrix is chosen."""
+    if is_remote(source):
+        return _store_of_url(source)
     return _store_of_path(Path(source)) if isinstance(source, (str, Path)) else _store_of_anndata(source)
 
 
@@ -132,8 +141,20 @@ def _store_of_path(path: Path) -> Store:
     matrix = find_mtx(path) if path.exists() else None
     if matrix is not None:
         return _store_of_tenx(read_tenx_mtx(matrix), path.resolve().name)
-    root = _open(path)
-    if path.is_file() and is_tenx_h5(root):
+    return _store_of_root(path, _open(path))
+
+
+def _store_of_url(url: str) -> Store:
+    from scdd.data.formats.remote import RemoteFiles
+    from scdd.data.formats.remote_root import open_root
+
+    files = RemoteFiles(url)
+    return replace(_store_of_root(files, open_root(files)), remote=files)
+
+
+def _store_of_root(path: Path | RemoteFiles, root: Any) -> Store:
+    """What lies in an open h5ad, 10x ``.h5`` or zarr."""
+    if hasattr(root, "filename") and is_tenx_h5(root):
         return _store_of_tenx(read_tenx_h5(path, root), path.name)
     try:
         if len(getattr(root.get("obs"), "dtype", None) or ()):
@@ -149,9 +170,12 @@ def _store_of_tenx(tenx: Tenx, name: str) -> Store:
     return Store(name, tenx.obs, {"X": tenx.matrix}, {"X": tenx.var.index}, tenx.notes)
 
 
-def _store_of_legacy(path: Path) -> Store:
+def _store_of_legacy(path: Path | RemoteFiles) -> Store:
     """A file of anndata < 0.7, where obs is a record array: few are left and small, so read it whole."""
     import anndata
+
+    if not isinstance(path, Path):
+        raise InputError(f"{path} was written by anndata < 0.7; copy it to a local disk and open it there")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -13,6 +13,8 @@ from scdd.errors import DataFileError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from scdd.data.formats.remote import RemoteFiles
+
 # kind, parameter, bit of the HDF5 filter mask that skips it (-1: none)
 Step = tuple[str, int, int]
 
@@ -52,7 +54,7 @@ class ArrayLayout:
     Attributes
     ----------
     name : file and dataset, for messages
-    paths : absolute local files
+    paths : absolute local files, or URLs of remote ones
     identities : of each path, taken before its chunk table was read
     file_of_chunk : int32 [n_chunks], into ``paths``; 0 where the chunk is not stored
     offsets : int64 [n_chunks], bytes from the start of the file; -1 where the chunk is not stored and all
@@ -63,6 +65,7 @@ class ArrayLayout:
     dtype : as stored, with its byte order
     steps : (kind, parameter, mask bit) in the order in which they are undone
     fill_value : of chunks that are not stored
+    remote : what reads ``paths`` where they are URLs
     """
 
     name: str
@@ -77,6 +80,7 @@ class ArrayLayout:
     dtype: np.dtype
     steps: tuple[Step, ...]
     fill_value: float
+    remote: RemoteFiles | None = None
 
     @property
     def n_chunks(self) -> int:
@@ -92,6 +96,18 @@ class ArrayLayout:
         """Whether the bytes of this chunk are its elements: no step, or all of them skipped."""
         mask = int(self.masks[chunk])
         return all(bit >= 0 and mask >> bit & 1 for _, _, bit in self.steps)
+
+    def stored_bytes(self, chunk: int, skip: int = 0, size: int | None = None) -> bytes:
+        """``size`` bytes of a stored chunk as it lies, from its byte ``skip`` on; by default all of them."""
+        path, start = self.paths[self.file_of_chunk[chunk]], int(self.offsets[chunk]) + skip
+        size = int(self.sizes[chunk]) - skip if size is None else size
+        if self.remote is not None:
+            from scdd.data.formats.remote import Range
+
+            return self.remote.fetch([Range(path, start, start + size)])[0]
+        with Path(path).open("rb") as file:
+            file.seek(start)
+            return file.read(size)
 
 
 class Chunks(NamedTuple):
@@ -115,7 +131,7 @@ def layout_of(
     codecs: Mapping[str, str | None],
     crc32c: Callable[[bytes], int] | None = None,
 ) -> ArrayLayout:
-    """Chunk table of a one-dimensional `h5py.Dataset` or `zarr.Array` on a local file system.
+    """Chunk table of a one-dimensional `h5py.Dataset` or `zarr.Array`, local or opened by `remote_root`.
 
     Parameters
     ----------

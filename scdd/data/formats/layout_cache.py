@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from scdd.data.formats.layout import FileIdentity
 
-_SMALLEST_CACHED = 100_000
+# Of local files, and of remote ones, where each of the nodes that list the chunks has to be fetched.
+_SMALLEST_CACHED, _SMALLEST_REMOTE = 100_000, 1_000
 
 
 def cached_table(
@@ -25,13 +26,16 @@ def cached_table(
     identities: tuple[FileIdentity, ...],
     count: int,
     build: Callable[[], Chunks],
+    *,
+    remote: bool = False,
 ) -> Chunks:
     """The table of ``count`` chunks that ``build`` makes, or the same from an earlier run.
 
     ``key`` is the path and the dataset. A table is used again only if every file has the inode, size and
-    time of change that it had then. No failure to read or write the cache is ever an error.
+    time of change (a remote one the size and checksum) that it had then. No failure to read or write the
+    cache is ever an error.
     """
-    folder = cache_folder() if count > _SMALLEST_CACHED else None
+    folder = cache_folder() if count > (_SMALLEST_REMOTE if remote else _SMALLEST_CACHED) else None
     if folder is None:
         return build()
     path = folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:32]}.npz"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +52,8 @@ def _library_reads(array: Any, first: int, last: int, name: str) -> np.ndarray |
     """Elements as h5py or zarr returns them; None where h5py lacks the filter and nothing can be compared."""
     try:
         return np.asarray(array[first:last])
+    except DataFileError:
+        raise
     except Exception as error:  # zarr lets the errors of its codecs through as they are
         if isinstance(error, OSError) and re.search("filter|plugin|can't open directory", str(error)):
             return None
@@ -62,12 +63,9 @@ def _library_reads(array: Any, first: int, last: int, name: str) -> np.ndarray |
 def _direct_read(layout: ArrayLayout, chunk: int, first: int, last: int, decode: Callable) -> bytes:
     """Stored bytes of elements ``first:last`` of a chunk."""
     item, mask = layout.dtype.itemsize, int(layout.masks[chunk])
-    with Path(layout.paths[layout.file_of_chunk[chunk]]).open("rb") as file:
-        if layout.skips_all(chunk):
-            file.seek(int(layout.offsets[chunk]) + first * item)
-            return file.read((last - first) * item)
-        file.seek(int(layout.offsets[chunk]))
-        encoded = file.read(int(layout.sizes[chunk]))
+    if layout.skips_all(chunk):
+        return layout.stored_bytes(chunk, first * item, (last - first) * item)
+    encoded = layout.stored_bytes(chunk)
     try:
         decoded = decode(encoded, list(layout.steps), mask, layout.chunk_bytes, layout.chunk_bytes)
     except Exception as error:

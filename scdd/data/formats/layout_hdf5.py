@@ -15,6 +15,7 @@ from scdd.errors import DataFileError
 
 if TYPE_CHECKING:
     from scdd.data.formats.layout import FileIdentity, Step
+    from scdd.data.formats.remote import RemoteFiles
 
 # Registered filter numbers: https://github.com/HDFGroup/hdf5_plugins/blob/master/docs/RegisteredFilterPlugins.md
 _KINDS = {
@@ -36,7 +37,7 @@ def hdf5_layout(dataset: Any) -> ArrayLayout:
 
     if not isinstance(dataset, h5py.Dataset):
         raise NotDirect(f"{type(dataset).__name__} is neither an h5py.Dataset nor a zarr.Array")
-    path, identity = _local_file(dataset)
+    path, identity, remote = _remote_file(dataset) or (*_local_file(dataset), None)
     name = f"{path}: {dataset.name}"
     if dataset.shape is None or len(dataset.shape) != 1:
         raise NotDirect(f"{name} is not one-dimensional")
@@ -49,14 +50,28 @@ def hdf5_layout(dataset: Any) -> ArrayLayout:
         chunk_length, steps = int(dataset.chunks[0]), _steps(name, plist)
         count = chunk_count(name, length, chunk_length)
         chunks = cached_table(
-            (path, dataset.name), (identity,), count, lambda: _chunked(name, dataset, chunk_length, count)
+            (path, dataset.name),
+            (identity,),
+            count,
+            lambda: _chunked(name, dataset, chunk_length, count),
+            remote=remote is not None,
         )
     else:
         chunk_length, steps = max(length, 1), ()
         chunks = _contiguous(dataset, min(length, 1))
-    return ArrayLayout(
-        name, (path,), (identity,), *chunks, chunk_length, length, dtype, steps, float(dataset.fillvalue)
-    )
+    fill = float(dataset.fillvalue)
+    known = (path,), (identity,)
+    return ArrayLayout(name, *known, *chunks, chunk_length, length, dtype, steps, fill, remote)
+
+
+def _remote_file(dataset: Any) -> tuple[str, FileIdentity, RemoteFiles] | None:
+    """URL, identity and file system of a dataset that is read through fsspec."""
+    if dataset.file.driver != "fileobj":
+        return None
+    from scdd.data.formats.remote_file import remote_file_of
+
+    found = remote_file_of(dataset)
+    return None if found is None else (found.files.url, found.identity, found.files)
 
 
 def _local_file(dataset: Any) -> tuple[str, FileIdentity]:

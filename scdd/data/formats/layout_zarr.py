@@ -20,9 +20,10 @@ from scdd.data.formats.layout_cache import cached_table
 from scdd.errors import DataFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from scdd.data.formats.layout import FileIdentity, Step
+    from scdd.data.formats.remote import RemoteFiles
 
 # numcodecs' ids; zarr v3 has its own gzip, zstd, blosc and crc32c under the same names.
 _KINDS = {"zlib": "deflate", "gzip": "gzip", "zstd": "zstd", "lz4": "lz4_numcodecs", "blosc": "blosc"}
@@ -32,10 +33,10 @@ _MISSING = np.uint64(2**64 - 1)
 class _Plan(NamedTuple):
     """What the metadata says of the files: their chunk keys, and what lies in each of them.
 
-    ``folder`` and ``prefix`` make up the name of file ``n``: ``folder / f"{prefix}{n}"``.
+    ``folder`` and ``prefix`` make up the name of file ``n``: ``f"{folder}/{prefix}{n}"``.
     """
 
-    folder: Path
+    folder: str
     prefix: str
     file_length: int
     dtype: np.dtype
@@ -54,14 +55,13 @@ class _Shard(NamedTuple):
 
 def zarr_layout(array: Any, *, crc32c: Callable[[bytes], int] | None = None) -> ArrayLayout:
     """Chunk table of a `zarr.Array`; see `scdd.data.formats.layout.layout_of`."""
-    root = _local_folder(array)
-    name = str(root)
+    name, remote = _place(array)
     if len(array.shape) != 1:
         raise NotDirect(f"{name} is not one-dimensional")
     metadata, length = array.metadata.to_dict(), int(array.shape[0])
-    plan = (_plan_v2 if int(metadata["zarr_format"]) == 2 else _plan_v3)(name, root, array, metadata)
+    plan = (_plan_v2 if int(metadata["zarr_format"]) == 2 else _plan_v3)(name, array, metadata)
     n_files = chunk_count(name, length, plan.file_length)
-    paths, identities, numbers = _files(name, plan, n_files)
+    paths, identities, numbers = _stored(_files(name, plan, n_files, remote))
     chunk_length = plan.shard.chunk_length if plan.shard else plan.file_length
     count = chunk_count(name, length, chunk_length)
     if plan.shard is None:
@@ -70,31 +70,37 @@ def zarr_layout(array: Any, *, crc32c: Callable[[bytes], int] | None = None) -> 
         chunks.offsets[numbers] = 0
         chunks.sizes[numbers] = [known.size for known in identities]
     else:
-        shards = _Shards(name, plan, paths, identities, numbers, crc32c or _google_crc32c())
-        chunks = cached_table((name, *paths[:1]), identities, count, lambda: shards.table(count))
+        shards = _Shards(name, plan, paths, identities, numbers, crc32c or _google_crc32c(), remote)
+        key = (name, *paths[:1])
+        chunks = cached_table(key, identities, count, lambda: shards.table(count), remote=remote is not None)
     fill = 0.0 if array.fill_value is None else float(array.fill_value)
-    return ArrayLayout(name, paths, identities, *chunks, chunk_length, length, plan.dtype, plan.steps, fill)
+    known = name, paths, identities
+    return ArrayLayout(*known, *chunks, chunk_length, length, plan.dtype, plan.steps, fill, remote)
 
 
-def _local_folder(array: Any) -> Path:
+def _place(array: Any) -> tuple[str, RemoteFiles | None]:
+    """Folder of an array: its path, or its URL and what reads it."""
     from zarr.storage import LocalStore
 
     if type(array).__name__ != "Array":
         raise NotDirect(f"{type(array).__name__} is neither an h5py.Dataset nor a zarr.Array")
-    store = array.store_path.store
+    store, inner = array.store_path.store, array.store_path.path
+    remote = getattr(store, "remote_files", None)  # of a store that scdd opened
+    if remote is not None:
+        return f"{remote.url}/{inner}", remote
     if not isinstance(store, LocalStore):
         raise NotDirect(f"{array.store_path} is not in a local folder but in a {type(store).__name__}")
-    return Path(os.path.abspath(store.root)) / array.store_path.path  # noqa: PTH100 (keeps links)
+    return os.path.join(os.path.abspath(store.root), inner), None  # noqa: PTH100, PTH118 (keeps links)
 
 
-def _plan_v2(name: str, root: Path, array: Any, metadata: Mapping[str, Any]) -> _Plan:
+def _plan_v2(name: str, array: Any, metadata: Mapping[str, Any]) -> _Plan:
     dtype = checked_dtype(name, array.dtype)
     codecs = [*(metadata.get("filters") or ()), *([metadata["compressor"]] if metadata["compressor"] else ())]
     steps = _steps(name, [(str(codec["id"]), codec) for codec in codecs])
-    return _Plan(root, "", int(metadata["chunks"][0]), dtype, steps, None)
+    return _Plan(name, "", int(metadata["chunks"][0]), dtype, steps, None)
 
 
-def _plan_v3(name: str, root: Path, array: Any, metadata: Mapping[str, Any]) -> _Plan:
+def _plan_v3(name: str, array: Any, metadata: Mapping[str, Any]) -> _Plan:
     if metadata.get("storage_transformers"):
         raise NotDirect(f"{name} has storage transformers")
     grid, grid_options = _named(metadata["chunk_grid"])
@@ -109,7 +115,7 @@ def _plan_v3(name: str, root: Path, array: Any, metadata: Mapping[str, Any]) -> 
         raise DataFileError(
             f"{name} is corrupt: shards of {file_length} in chunks of {shard.chunk_length}; write it again"
         )
-    folder, prefix = _keys(name, root, metadata["chunk_key_encoding"])
+    folder, prefix = _keys(name, metadata["chunk_key_encoding"])
     dtype = _v3_dtype(name, array.dtype, codecs[0])
     return _Plan(folder, prefix, file_length, dtype, _steps(name, codecs[1:]), shard)
 
@@ -124,14 +130,14 @@ def _shard(name: str, options: Mapping[str, Any]) -> _Shard:
     return _Shard(int(options["chunk_shape"][0]), at_end, order, len(kinds) == 2)
 
 
-def _keys(name: str, root: Path, encoding: Any) -> tuple[Path, str]:
+def _keys(name: str, encoding: Any) -> tuple[str, str]:
     """Folder and prefix of the files of a v3 array."""
     kind, options = _named(encoding)
     if kind == "v2":
-        return root, ""
+        return name, ""
     if kind != "default":
         raise NotDirect(f"{name} names its chunks by {kind!r}")
-    return (root, "c.") if options.get("separator", "/") == "." else (root / "c", "")
+    return (name, "c.") if options.get("separator", "/") == "." else (f"{name}/c", "")
 
 
 def _v3_dtype(name: str, dtype: Any, codec: tuple[str, Mapping[str, Any]]) -> np.dtype:
@@ -169,22 +175,39 @@ def _named(value: Any) -> tuple[str, Mapping[str, Any]]:
 
 
 def _files(
-    name: str, plan: _Plan, count: int
-) -> tuple[tuple[str, ...], tuple[FileIdentity, ...], np.ndarray]:
-    """Those chunk files that exist, by one listing of their folder: paths, identities, numbers [n]."""
+    name: str, plan: _Plan, count: int, remote: RemoteFiles | None
+) -> dict[int, tuple[str, FileIdentity]]:
+    """Path and identity of those chunk files that exist, by one listing of their folder."""
+    if remote is not None:
+        from scdd.data.formats.remote_zarr import stored_objects
+
+        return stored_objects(remote, plan.folder, plan.prefix, count)
     found: dict[int, tuple[str, FileIdentity]] = {}
     try:
         with os.scandir(plan.folder) as entries:
             for entry in entries:
-                number = entry.name.removeprefix(plan.prefix)
-                known = entry.name.startswith(plan.prefix) and number.isascii() and number.isdigit()
-                if known and str(int(number)) == number and int(number) < count and entry.is_file():
+                number = chunk_number(entry.name, plan.prefix)
+                if number is not None and number < count and entry.is_file():
                     # DirEntry.stat would do, but has no inode on Windows.
-                    found[int(number)] = (entry.path, file_identity(entry.path))
+                    found[number] = (entry.path, file_identity(entry.path))
     except FileNotFoundError:
         pass  # no chunk is stored
     except OSError as error:
         raise DataFileError(f"{name} cannot be listed ({error.strerror}); check its permissions") from error
+    return found
+
+
+def chunk_number(name: str, prefix: str) -> int | None:
+    """Number of the chunk that a file of this name holds; None where it is another file."""
+    number = name.removeprefix(prefix)
+    known = name.startswith(prefix) and number.isascii() and number.isdigit()
+    return int(number) if known and str(int(number)) == number else None
+
+
+def _stored(
+    found: dict[int, tuple[str, FileIdentity]],
+) -> tuple[tuple[str, ...], tuple[FileIdentity, ...], np.ndarray]:
+    """Paths, identities and numbers [n] of chunk files, ascending."""
     numbers = sorted(found)
     paths = tuple(found[n][0] for n in numbers)
     return paths, tuple(found[n][1] for n in numbers), np.array(numbers, dtype=np.int64)
@@ -199,6 +222,7 @@ class _Shards(NamedTuple):
     identities: tuple[FileIdentity, ...]
     numbers: np.ndarray
     crc32c: Callable[[bytes], int]
+    remote: RemoteFiles | None
 
     def table(self, count: int) -> Chunks:
         """Read the index of every shard."""
@@ -206,8 +230,8 @@ class _Shards(NamedTuple):
         assert shard is not None
         inner = self.plan.file_length // shard.chunk_length
         chunks = Chunks.none_stored(count)
-        for position, number in enumerate(self.numbers):
-            index = self._index(position, inner)
+        for position, (number, raw) in enumerate(zip(self.numbers, self._read(inner), strict=True)):
+            index = self._index(position, inner, raw)
             here = slice(int(number) * inner, min((int(number) + 1) * inner, count))
             index = index[: here.stop - here.start]
             stored = ~(index == _MISSING).all(axis=1)
@@ -218,17 +242,27 @@ class _Shards(NamedTuple):
             chunks.sizes[here] = np.where(stored, index[:, 1].astype(np.int64), 0)
         return chunks
 
-    def _index(self, position: int, inner: int) -> np.ndarray:
+    def _read(self, inner: int) -> Iterable[bytes]:
+        """The index of every shard as it lies; all at once where they have to be fetched."""
+        shard = self.plan.shard
+        assert shard is not None
+        size, spans = 16 * inner + 4 * shard.checksum, []
+        for position, known in enumerate(self.identities):
+            if known.size < size:
+                raise self._corrupt(position, f"{known.size} bytes do not hold its index of {size}")
+            start = known.size - size if shard.at_end else 0
+            spans.append((self.paths[position], start, start + size))
+        if self.remote is None:
+            return (_bytes_of(*span) for span in spans)
+        from scdd.data.formats.remote import Range
+
+        return self.remote.fetch([Range(*span) for span in spans])
+
+    def _index(self, position: int, inner: int, raw: bytes) -> np.ndarray:
         """Offset and size of each inner chunk, uint64 [inner, 2]."""
         shard = self.plan.shard
         assert shard is not None
-        size, available = 16 * inner + 4 * shard.checksum, self.identities[position].size
-        if available < size:
-            raise self._corrupt(position, f"{available} bytes do not hold its index of {size}")
-        with Path(self.paths[position]).open("rb") as file:
-            file.seek(available - size if shard.at_end else 0)
-            raw = file.read(size)
-        if len(raw) != size:
+        if len(raw) != 16 * inner + 4 * shard.checksum:
             raise self._corrupt(position, "it has become shorter")
         if shard.checksum and self.crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
             raise self._corrupt(position, "the checksum of its index is wrong")
@@ -237,6 +271,12 @@ class _Shards(NamedTuple):
     def _corrupt(self, position: int, fault: str) -> DataFileError:
         path = self.paths[position]
         return DataFileError(f"{self.name} is corrupt: shard {path}: {fault}; copy or write the store again")
+
+
+def _bytes_of(path: str, start: int, stop: int) -> bytes:
+    with Path(path).open("rb") as file:
+        file.seek(start)
+        return file.read(stop - start)
 
 
 def _google_crc32c() -> Callable[[bytes], int]:

@@ -17,7 +17,9 @@ from scdd.data.threads import thread_count
 from scdd.errors import DataFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from scdd.data.formats.remote import RemoteFiles
 
 log = logging.getLogger("scdd")
 
@@ -77,6 +79,11 @@ class StoredCsr:
     def n_chunks(self) -> int:
         """Entries of the chunk tables."""
         return 0 if self.layouts is None else sum(part.n_chunks for part in self.layouts)
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes that lie in memory between a remote file and its local mirror, at most."""
+        return getattr(self._reader, "in_flight", 0)
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows ``start:stop``."""
@@ -181,6 +188,7 @@ class LibraryReader:
     def __init__(self, group: Any, indptr: np.ndarray, n_vars: int, place: str):
         self._group, self._indptr, self._n_vars, self._place = group, indptr, n_vars, place
         self._source = (str(getattr(getattr(group, "file", None), "filename", "")), group.name)
+        self._remote = _remote_files(group)
 
     def read(self, rows: np.ndarray, threads: int) -> tuple:
         """data, indices, indptr and faults of rows (ascending, each once)."""
@@ -245,7 +253,12 @@ class LibraryReader:
             raise DataFileError(
                 f"{self._place} is read by zarr and cannot be opened in another process; read it in this one"
             )
-        self._group = h5py.File(path, "r")[name]
+        if self._remote is not None:
+            from scdd.data.formats.remote_file import open_remote_h5
+
+            self._group = open_remote_h5(self._remote)[name]
+        else:
+            self._group = h5py.File(path, "r")[name]
 
 
 class StoreErrors:
@@ -264,12 +277,12 @@ class StoreErrors:
             raise DataFileError(f"{prefix}{said}; copy or write the file again") from error
 
 
-def array_of(layout: ArrayLayout) -> _csr.ChunkedArray:
-    """Open the files of a chunk table."""
+def array_of(layout: ArrayLayout, paths: Sequence[str] | None = None) -> _csr.ChunkedArray:
+    """Open the files of a chunk table, or others that hold the same bytes at the same places."""
     native = layout.dtype.newbyteorder("=")
     return _csr.ChunkedArray(
         layout.name,
-        list(layout.paths),
+        list(layout.paths if paths is None else paths),
         layout.file_of_chunk,
         layout.offsets,
         layout.sizes,
@@ -331,7 +344,7 @@ def _whole(array: Any) -> np.ndarray:
             layout = layout_of(array, codecs=_csr.codecs())
         except NotDirect:
             layout = None
-        if layout is None:
+        if layout is None or layout.remote is not None:
             raise
         elements = array_of(layout).read(0, layout.length)
         return elements.view(layout.dtype.newbyteorder("="))
@@ -356,6 +369,22 @@ def _refuse_lost(layout: ArrayLayout, place: str, *, least: int) -> None:
         )
 
 
+def _remote_files(group: Any) -> RemoteFiles | None:
+    """What an h5py group is read from, where that is no local file."""
+    if getattr(getattr(group, "file", None), "driver", None) != "fileobj":
+        return None
+    from scdd.data.formats.remote_file import remote_file_of
+
+    found = remote_file_of(group)
+    return None if found is None else found.files
+
+
+def _remote_reader() -> type[ChunkReader]:
+    from scdd.data.formats.remote_rows import RemoteChunkReader
+
+    return RemoteChunkReader
+
+
 def _reader_of(group: Any, stored: StoredCsr) -> tuple[ChunkReader | LibraryReader, str | None]:
     """The fastest reader that reads these arrays right, and why it is not the direct one."""
     try:
@@ -368,6 +397,7 @@ def _reader_of(group: Any, stored: StoredCsr) -> tuple[ChunkReader | LibraryRead
         _refuse_lost(indices, stored.place, least=16 if stored.shape[1] >= 16 else 1_024)
         _refuse_lost(data, stored.place, least=1_024)
         with StoreErrors(stored.place, opening=True):
-            return ChunkReader(data, indices, stored.indptr, stored.shape[1], stored.place), None
+            kind = ChunkReader if data.remote is None else _remote_reader()
+            return kind(data, indices, stored.indptr, stored.shape[1], stored.place), None
     except NotDirect as reason:
         return LibraryReader(group, stored.indptr, stored.shape[1], stored.place), str(reason)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from scdd.data.formats.matrix import RowMatrix
+    from scdd.data.formats.remote import RemoteFiles
 
 _EXPRESSION = "Gene Expression"
 # The rows of features that are read beside id and name, where there are any.
@@ -52,7 +53,7 @@ def is_tenx_h5(root: Any) -> bool:
     return "obs" not in root and ("features" in _keys(root, "matrix") or bool(_genomes(root)))
 
 
-def read_tenx_h5(path: Path, root: Any) -> Tenx:
+def read_tenx_h5(path: Path | RemoteFiles, root: Any) -> Tenx:
     """Names of a 10x ``.h5``; its CSC of features x barcodes is, as it lies, the CSR of cells x features.
 
     Raises
@@ -114,7 +115,7 @@ def _strings(dataset: Any) -> np.ndarray:
     return np.asarray(dataset.asstr()[...], dtype=object)
 
 
-def _open_rows(path: Path, group: Any, shape: tuple[int, int]) -> RowMatrix:
+def _open_rows(path: Path | RemoteFiles, group: Any, shape: tuple[int, int]) -> RowMatrix:
     try:
         return StoredCsr(group, shape, f"{path.name}: {group.name.strip('/')}")
     except KeyError as error:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scdd.data.formats.address import is_remote, shown
 from scdd.data.inspection.survey import survey
 from scdd.data.source import store_of
 from scdd.errors import InputError
@@ -15,15 +16,15 @@ if TYPE_CHECKING:
 
 
 def describe(path: str | Path, label: str | None = None) -> str:
-    """A few lines on an atlas, a distilled set or the folder of a saved model.
+    """A few lines on an atlas (path or URL), a distilled set or the folder of a saved model.
 
     Of every matrix: its values, how it lies in the file, and how fast cells are read from it.
     """
-    path = Path(path)
-    if (path / "config.json").exists():
+    path = path if is_remote(path) else Path(path)
+    if isinstance(path, Path) and (path / "config.json").exists():
         return _model(path)
     store = store_of(path)
-    lines = [f"{path}: {len(store.obs):,} cells"]
+    lines = [f"{shown(str(path))}: {len(store.obs):,} cells"]
     for name in store.layers:
         genes = len(store.var_names["raw/X" if name == "raw/X" else "X"])
         found = survey(path, store, name)

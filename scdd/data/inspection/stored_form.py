@@ -95,8 +95,11 @@ class Form(NamedTuple):
         return min(array.chunks[0], longest) * self.n_obs / max(longest, 1)
 
 
-def form_of(path: Path, *names: str) -> Form | None:
-    """The form of the first of these elements that an ``.h5ad``, ``.zarr`` or 10x ``.h5`` has, or None."""
+def form_of(path: Path | str, *names: str) -> Form | None:
+    """The form of the first of these elements that an ``.h5ad``, ``.zarr`` or 10x ``.h5`` has, or None.
+
+    A `str` is the URL of a remote one.
+    """
     root = _open(path)
     if root is None:
         return None
@@ -122,10 +125,15 @@ def _element_form(element: Any) -> Form:
     return Form("dense", array.shape[0], {"values": array}, array.stored_bytes)
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path | str) -> Any:
     """The root of a file or store that can hold matrices in parts; None for anything else."""
     import h5py
 
+    if isinstance(path, str):
+        from scdd.data.formats.remote import RemoteFiles
+        from scdd.data.formats.remote_root import open_root
+
+        return open_root(RemoteFiles(path))
     if path.is_file():
         return h5py.File(path, "r") if h5py.is_hdf5(path) else None
     if not any((path / name).exists() for name in (".zgroup", "zarr.json")):

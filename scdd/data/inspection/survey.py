@@ -9,6 +9,7 @@ import numpy as np
 
 from scdd import _csr
 from scdd.data.expression import Expression, Values, look, values_of
+from scdd.data.formats.address import shown
 from scdd.data.formats.matrix import MemoryMatrix
 from scdd.data.formats.transcoded import TranscodedRows
 from scdd.data.inspection.reading_speed import Speed, is_parallel, reading_speed
@@ -59,8 +60,10 @@ class Looked(NamedTuple):
         return self.store.mean_entries
 
 
-def survey(path: Path, store: Store, name: str) -> Survey:
+def survey(path: Path | str, store: Store, name: str) -> Survey:
     """Look at values, form and speed of one of the matrices of a file; takes about half a second.
+
+    ``path`` is a `str` where it is a URL.
 
     Raises
     ------
@@ -137,8 +140,10 @@ def _said(speed: Speed, matrix: RowMatrix, form: Form | None) -> list[str]:
 
 def _limit(speed: Speed, matrix: RowMatrix, form: Form | None) -> str:
     if speed.busy < _BUSY:
+        layouts = getattr(getattr(matrix, "base", matrix), "layouts", None)
+        waited_for = "the network" if layouts and layouts[0].remote else "the disk"
         return (
-            "limited by waiting for the disk, or for cores that others use: "
+            f"limited by waiting for {waited_for}, or for cores that others use: "
             f"threads worked {speed.busy:.0%} of the time (without waiting: {speed.unhindered:,.0f} cells/s)"
         )
     if isinstance(matrix, PackedStore):
@@ -155,9 +160,9 @@ def _packed_bytes(block: sparse.csr_matrix) -> float:
     return len(records) / max(block.shape[0], 1) + 8
 
 
-def _advice(path: Path, why: str | None, matrix: RowMatrix, sample: sparse.csr_matrix) -> list[str]:
+def _advice(path: Path | str, why: str | None, matrix: RowMatrix, sample: sparse.csr_matrix) -> list[str]:
     size = _packed_bytes(sample) * matrix.shape[0] / 1e6
-    said = [f"`scdd pack {path}` gives a truly random order, for about {size:,.1f} MB of disk"]
+    said = [f"`scdd pack {shown(str(path))}` gives a truly random order, for about {size:,.1f} MB of disk"]
     again = "also read by all threads: the same file written with gzip, zstd, lz4, lzf or nothing"
     return said if why is None else [*said, again]
 
