@@ -27,9 +27,9 @@ class Preset(StrEnum):
 
 
 Atlas = Annotated[
-    list[Path],
+    list[str],  # a Path would lose a slash of a URL
     typer.Argument(
-        metavar="ATLAS...", help=".h5ad or .zarr files, or folders of them; several make one atlas."
+        metavar="ATLAS...", help=".h5ad or .zarr files or URLs, or folders; several make one atlas."
     ),
 ]
 Label = Annotated[str, typer.Option("--label", "-l", help="Column of obs that holds the classes.")]

@@ -44,22 +44,21 @@ def pack(
     from scdd.data.packed.header import SUFFIX
     from scdd.data.packed.store import PackedStore
 
-    if verify and out is None and len(atlas) == 1 and atlas[0].suffix == SUFFIX:
+    if verify and out is None and len(atlas) == 1 and Path(atlas[0]).suffix == SUFFIX:
         typer.echo(_describe(PackedStore.open(atlas[0], verify=True), "verified"))
         return
     _pack(atlas, out or _beside(atlas), layer, expression.value, verify, force, progress)
 
 
 def _pack(
-    paths: list[Path], out: Path, layer: str, expression: str, verify: bool, force: bool, progress: bool
+    paths: list[str], out: Path, layer: str, expression: str, verify: bool, force: bool, progress: bool
 ) -> None:
     from scdd.data.atlas import Atlas
     from scdd.data.packed.fingerprint import is_fresh
     from scdd.data.packed.store import PackedStore
     from scdd.data.packed.writing import pack as write
 
-    sources = [str(path) for path in paths]
-    cells = Atlas(sources[0] if len(sources) == 1 else sources, layer=layer, expression=expression)
+    cells = Atlas(paths[0] if len(paths) == 1 else paths, layer=layer, expression=expression)
     for note in cells.notes():
         typer.echo(note)
     fresh = not force and is_fresh(out, cells)
@@ -72,9 +71,11 @@ def _pack(
     typer.echo(said if fresh else f"{said}, {seconds:.1f} s")
 
 
-def _beside(paths: list[Path]) -> Path:
+def _beside(paths: list[str]) -> Path:
     if len(paths) > 1:
         raise InputError("several sources become one folder: name it with --out NAME.packed")
+    if "://" in paths[0]:
+        raise InputError("what is read over the network is packed to a local disk: pass --out NAME.packed")
     return Path(paths[0]).with_suffix(".packed")
 
 

@@ -26,7 +26,7 @@ app = typer.Typer(
 
 
 def _open(
-    paths: list[Path],
+    paths: list[str],
     label: str | None,
     layer: str,
     expression: str,
@@ -35,8 +35,7 @@ def _open(
 ) -> Atlas:
     from scdd.data.atlas import Atlas
 
-    sources = [str(path) for path in paths]
-    atlas = Atlas(sources[0] if len(sources) == 1 else sources, layer=layer, expression=expression)
+    atlas = Atlas(paths[0] if len(paths) == 1 else paths, layer=layer, expression=expression)
     if label and drop_unlabelled:
         atlas = atlas.drop_unlabelled(label)
     if label and min_class_cells > 1:
@@ -410,7 +409,9 @@ pack_verb.register(app)
 
 @app.command(epilog="Example: scdd info atlas.h5ad --label cell_type")
 def info(
-    path: Annotated[Path, typer.Argument(help="A file of cells, a packed folder or a saved model.")],
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A file or URL of cells, a packed folder or a saved model.")
+    ],
     label: Annotated[
         str | None, typer.Option("--label", "-l", help="Count the cells of every class of this column.")
     ] = None,

@@ -60,6 +60,12 @@ class JoinedRows:
         return max((s.matrix.chunk_bytes for s in self.sources), default=0)
 
     @property
+    def in_flight(self) -> int:
+        """Bytes of a remote source that lie in memory before they are decoded, at most."""
+        matrices = [getattr(s.matrix, "base", s.matrix) for s in self.sources]
+        return max((getattr(matrix, "in_flight", 0) for matrix in matrices), default=0)
+
+    @property
     def n_chunks(self) -> int:
         """Entries of all chunk tables."""
         return sum(s.matrix.n_chunks for s in self.sources)

@@ -306,7 +306,7 @@ def _costs(
     group = batch_size if output == "tokens" else max(batch_size, cells_a_call(cell))
     chunk = atlas.store.largest_chunk
     tables = 40 * atlas.store.n_chunks + 16 * len(atlas.rows)
-    scratch = workers * _CHUNKS_A_THREAD * chunk + tables
+    scratch = workers * _CHUNKS_A_THREAD * chunk + tables + atlas.store.in_flight
     return Costs(cell_bytes(atlas), int(cell), int(group * cell), scratch)
 
 

@@ -30,17 +30,17 @@ def is_fresh(path: str | Path, atlas: Atlas) -> bool:
 
 
 def fingerprint(atlas: Atlas) -> dict[str, Any]:
-    """What the atlas was read from, as JSON: files with size, time and inode, else a hash of the content."""
+    """What the atlas was read from, as JSON: files as they are told apart, else a hash of the content."""
     rows = np.ascontiguousarray(atlas.rows, dtype=np.int64)
     whole = len(rows) == len(atlas.store) and np.array_equal(rows, np.arange(len(rows)))
-    paths = source_paths(atlas)
+    files = [_stat(path) for path in source_paths(atlas)] or _remote_objects(atlas)
     return {
         "name": atlas.name,
         "dataset": [source.layer for source in atlas.store.sources],
         "rows": None if whole else hashlib.sha256(rows.tobytes()).hexdigest(),
         "obs": _hash_table(atlas.obs),
-        "files": [_stat(path) for path in paths],
-        "content": None if paths else _hash_content(atlas),
+        "files": files,
+        "content": None if files else _hash_content(atlas),
     }
 
 
@@ -68,8 +68,27 @@ def storable(obs: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def _remote_objects(atlas: Atlas) -> list[dict[str, Any]]:
+    """The remote objects that an atlas reads; none where a part is local or not read by its chunks."""
+    told = []
+    for source in atlas.store.sources:
+        matrix = getattr(source.matrix, "base", source.matrix)
+        layouts = getattr(matrix, "layouts", None)
+        if source.remote is None or layouts is None:
+            return []
+        identities = {
+            path: own for each in layouts for path, own in zip(each.paths, each.identities, strict=True)
+        }
+        digest = hashlib.sha256(repr(sorted(identities.items())).encode()).hexdigest()
+        size = sum(own.size for own in identities.values())
+        told.append({"path": source.remote.url, "size": size, "mtime_ns": None, "listing": digest})
+    return told
+
+
 def _path_of(source: Any) -> Path | None:
     """Where an opened source lies: as it says itself, or else from the h5py or zarr array that it reads."""
+    if getattr(source, "remote", None) is not None:
+        return None
     known = getattr(source, "path", None) or getattr(source.matrix, "path", None)
     array: Any = getattr(source.matrix, "_data", getattr(source.matrix, "_array", None))
     if known is None and hasattr(getattr(array, "file", None), "filename"):
