@@ -90,7 +90,7 @@ class RowBytes:
             _spans(each, own, begins, ends) for each, own in zip(self._layouts, self._numbers, strict=True)
         ]
         every = np.concatenate(found)
-        order = np.lexsort((every[:, 1], every[:, 0]))
+        order = np.lexsort((every[:, 2], every[:, 1], every[:, 0]))
         return [(int(number), int(start), int(stop)) for number, start, stop in every[order]]
 
 

@@ -7,6 +7,7 @@ import io
 import struct
 import weakref
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from scdd.data.formats.ranges import coalesced
@@ -169,18 +170,36 @@ def open_remote_h5(files: RemoteFiles) -> Any:
     """
     import h5py
 
-    remote = RemoteFile(files)
+    remote, file = RemoteFile(files), None
     try:
-        file = h5py.File(remote, "r")
-    except DataFileError:
-        raise
-    except OSError as error:
+        file = _open_h5(remote)
+        _open_files[h5py.h5o.get_info(file.id).fileno] = remote
+    except BaseException as error:
+        if file is not None:
+            file.close()  # it would not be closed in time: see below
+        if isinstance(error, DataFileError) or not isinstance(error, (OSError, RuntimeError)):
+            raise
         raise DataFileError(
             f"{files.url} is not a readable h5ad file ({str(error).split('(')[-1].rstrip(')')}); "
             "copy or write it again"
         ) from error
-    _open_files[h5py.h5o.get_info(file.id).fileno] = remote
     return file
+
+
+def _open_h5(remote: RemoteFile) -> Any:
+    """What `h5py.File(remote)` does; but the access list, which holds the file, goes here and now.
+
+    An error of the network that is kept, as the interpreter keeps its last one, keeps all that was in use:
+    a list that HDF5 frees after Python has gone takes the process with it.
+    """
+    import h5py
+
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    try:
+        access.set_fileobj_driver(h5py.h5fd.fileobj_driver, remote)
+        return h5py.File(h5py.h5f.open(repr(remote).encode(), h5py.h5f.ACC_RDONLY, fapl=access))
+    finally:
+        access.close()
 
 
 def remote_file_of(dataset: Any) -> RemoteFile | None:
@@ -197,6 +216,10 @@ def _close_all() -> None:
         return
     import h5py
 
+    names = {file.files.url for file in list(_open_files.values())}
     for opened in h5py.h5f.get_obj_ids(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE):
-        if h5py.h5o.get_info(opened).fileno in _open_files:
-            h5py.File(opened).close()
+        file = h5py.File(opened)
+        # Nothing here may need the network, which may be what has ended the program.
+        if file.driver == "fileobj" and file.filename in names:
+            with suppress(Exception):
+                file.close()

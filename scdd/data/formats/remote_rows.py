@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scdd.data.formats.layout import ArrayLayout, FileIdentity
 
 # Encoded bytes that are fetched at once, and lie in memory until they are in the mirror.
-_PART = 1 << 26
+PART = 1 << 26
 
 
 class _Mirrored(NamedTuple):
@@ -58,12 +58,12 @@ class RemoteChunkReader(ChunkReader):
     @property
     def in_flight(self) -> int:
         """Bytes that lie in memory on their way into the mirror, at most."""
-        return min(_PART + self._bytes.largest, self._bytes.total)
+        return min(PART + self._bytes.largest, self._bytes.total)
 
     def read(self, rows: np.ndarray, threads: int) -> tuple:
         """data, indices, indptr and faults of rows (ascending, each once)."""
         with self._borrowed() as own:
-            for part in self._bytes.parts(rows, _PART):
+            for part in self._bytes.parts(rows, PART):
                 self._bring(own.mirror, self._pieces(rows[part]), never)
             return own.rows.read(rows, threads)
 
@@ -86,7 +86,7 @@ class RemoteChunkReader(ChunkReader):
 
     def _fetched(self, mirror: Mirror, rows: np.ndarray, cancel: _csr.Cancel | None) -> Generator[slice]:
         """Parts of the rows, each of them in the mirror; the next one is being fetched meanwhile."""
-        parts = self._bytes.parts(rows, _PART)
+        parts = self._bytes.parts(rows, PART)
         if len(parts) == 1:
             self._bring(mirror, self._pieces(rows[parts[0]]), _said_by(cancel))
             yield parts[0]

@@ -11,7 +11,7 @@ from zarr.storage import FsspecStore
 from scdd.data.formats.layout import NotDirect
 from scdd.data.formats.layout_zarr import chunk_number
 from scdd.data.formats.remote import ATTEMPTS, FIRST_WAIT, RemoteFiles, is_final, said
-from scdd.errors import DataFileError
+from scdd.errors import DataFileError, InputError
 
 if TYPE_CHECKING:
     from scdd.data.formats.layout import FileIdentity
@@ -50,9 +50,16 @@ def open_remote_zarr(files: RemoteFiles) -> Any:
 
     Raises
     ------
+    InputError
+        The URL has a query, which would belong to each object.
     DataFileError
         It cannot be reached, or is no zarr store.
     """
+    if "?" in files.address:
+        raise InputError(
+            f"{files.url} is a folder of objects, and its URL has a query, which can only sign one; give the "
+            "credentials to fsspec, e.g. by the environment"
+        )
     try:
         store: Any = RemoteStore.from_url(files.address, read_only=True)
         store.remote_files = files
