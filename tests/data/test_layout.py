@@ -812,7 +812,7 @@ def test_shards_are_cached_too(shard, tmp_path, monkeypatch):
     monkeypatch.setenv("SCDD_CACHE", str(tmp_path / "cache"))
     check(reopened())
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    monkeypatch.setattr("scdd.data.formats.layout_zarr._Shards._index", None)  # would fail if it were asked
+    monkeypatch.setattr("scdd.data.formats.layout_shards.Shards._index", None)  # would fail if it were asked
     check(reopened())
     (folder / "c/1").unlink()
     with pytest.raises(TypeError):

@@ -381,7 +381,7 @@ def test_disk_use_is_bounded_and_given_back(bucket, folder, counts, tmp_path, mo
         seen.append((used(tmp_path), sum(stop - start for _, start, stop in spans), len(spans)))
 
     monkeypatch.setattr(mirrors.Mirror, "keep", watched)
-    window = _csr.Window(CELLS, GENES, _csr.SegmentPool())
+    window = _csr.Window(CELLS, GENES, _csr.WindowMemory())
     rows = np.arange(CELLS, dtype=np.int64)
     for _ in range(2):
         matrix.fill(window, rows, rows, threads=2)
@@ -585,7 +585,7 @@ def test_cancelling_stops_before_the_next_request(bucket, folder, monkeypatch):
     bucket.requests.clear()
     rows = np.arange(CELLS, dtype=np.int64)
     with pytest.raises(_csr.Cancelled):
-        matrix.fill(_csr.Window(CELLS, GENES, _csr.SegmentPool()), rows, rows, cancel=cancel)
+        matrix.fill(_csr.Window(CELLS, GENES, _csr.WindowMemory()), rows, rows, cancel=cancel)
     assert not bucket.requests
 
 

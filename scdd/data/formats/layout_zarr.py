@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,17 +16,17 @@ from scdd.data.formats.layout import (
     file_identity,
 )
 from scdd.data.formats.layout_cache import cached_table
+from scdd.data.formats.layout_shards import Shard, Shards, google_crc32c
 from scdd.errors import DataFileError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from scdd.data.formats.layout import FileIdentity, Step
     from scdd.data.formats.remote import RemoteFiles
 
 # numcodecs' ids; zarr v3 has its own gzip, zstd, blosc and crc32c under the same names.
 _KINDS = {"zlib": "deflate", "gzip": "gzip", "zstd": "zstd", "lz4": "lz4_numcodecs", "blosc": "blosc"}
-_MISSING = np.uint64(2**64 - 1)
 
 
 class _Plan(NamedTuple):
@@ -41,16 +40,7 @@ class _Plan(NamedTuple):
     file_length: int
     dtype: np.dtype
     steps: tuple[Step, ...]
-    shard: _Shard | None
-
-
-class _Shard(NamedTuple):
-    """Inner chunks of a shard and its index: two uint64 for each of them, and perhaps a checksum."""
-
-    chunk_length: int
-    at_end: bool
-    order: str
-    checksum: bool
+    shard: Shard | None
 
 
 def zarr_layout(array: Any, *, crc32c: Callable[[bytes], int] | None = None) -> ArrayLayout:
@@ -70,7 +60,9 @@ def zarr_layout(array: Any, *, crc32c: Callable[[bytes], int] | None = None) -> 
         chunks.offsets[numbers] = 0
         chunks.sizes[numbers] = [known.size for known in identities]
     else:
-        shards = _Shards(name, plan, paths, identities, numbers, crc32c or _google_crc32c(), remote)
+        shards = Shards(
+            name, plan.shard, plan.file_length, paths, identities, numbers, crc32c or google_crc32c(), remote
+        )
         key = (name, *paths[:1])
         chunks = cached_table(key, identities, count, lambda: shards.table(count), remote=remote is not None)
     fill = 0.0 if array.fill_value is None else float(array.fill_value)
@@ -120,14 +112,14 @@ def _plan_v3(name: str, array: Any, metadata: Mapping[str, Any]) -> _Plan:
     return _Plan(folder, prefix, file_length, dtype, _steps(name, codecs[1:]), shard)
 
 
-def _shard(name: str, options: Mapping[str, Any]) -> _Shard:
+def _shard(name: str, options: Mapping[str, Any]) -> Shard:
     codecs = [_named(codec) for codec in options["index_codecs"]]
     kinds = [kind for kind, _ in codecs]
     if kinds not in (["bytes"], ["bytes", "crc32c"]):
         raise NotDirect(f"{name} encodes the index of its shards by {', '.join(kinds)}")
     order = ">" if codecs[0][1].get("endian") == "big" else "<"
     at_end = options.get("index_location", "end") == "end"
-    return _Shard(int(options["chunk_shape"][0]), at_end, order, len(kinds) == 2)
+    return Shard(int(options["chunk_shape"][0]), at_end, order, len(kinds) == 2)
 
 
 def _keys(name: str, encoding: Any) -> tuple[str, str]:
@@ -211,77 +203,3 @@ def _stored(
     numbers = sorted(found)
     paths = tuple(found[n][0] for n in numbers)
     return paths, tuple(found[n][1] for n in numbers), np.array(numbers, dtype=np.int64)
-
-
-class _Shards(NamedTuple):
-    """The shard files of an array, whose indexes make up its chunk table."""
-
-    name: str
-    plan: _Plan
-    paths: tuple[str, ...]
-    identities: tuple[FileIdentity, ...]
-    numbers: np.ndarray
-    crc32c: Callable[[bytes], int]
-    remote: RemoteFiles | None
-
-    def table(self, count: int) -> Chunks:
-        """Read the index of every shard."""
-        shard = self.plan.shard
-        assert shard is not None
-        inner = self.plan.file_length // shard.chunk_length
-        chunks = Chunks.none_stored(count)
-        for position, (number, raw) in enumerate(zip(self.numbers, self._read(inner), strict=True)):
-            index = self._index(position, inner, raw)
-            here = slice(int(number) * inner, min((int(number) + 1) * inner, count))
-            index = index[: here.stop - here.start]
-            stored = ~(index == _MISSING).all(axis=1)
-            if (index[stored] > np.iinfo(np.int64).max).any():
-                raise self._corrupt(position, "its index names bytes beyond 2^63")
-            chunks.file_of_chunk[here] = np.where(stored, position, 0)
-            chunks.offsets[here] = np.where(stored, index[:, 0].astype(np.int64), -1)
-            chunks.sizes[here] = np.where(stored, index[:, 1].astype(np.int64), 0)
-        return chunks
-
-    def _read(self, inner: int) -> Iterable[bytes]:
-        """The index of every shard as it lies; all at once where they have to be fetched."""
-        shard = self.plan.shard
-        assert shard is not None
-        size, spans = 16 * inner + 4 * shard.checksum, []
-        for position, known in enumerate(self.identities):
-            if known.size < size:
-                raise self._corrupt(position, f"{known.size} bytes do not hold its index of {size}")
-            start = known.size - size if shard.at_end else 0
-            spans.append((self.paths[position], start, start + size))
-        if self.remote is None:
-            return (_bytes_of(*span) for span in spans)
-        from scdd.data.formats.remote import Range
-
-        return self.remote.fetch([Range(*span) for span in spans])
-
-    def _index(self, position: int, inner: int, raw: bytes) -> np.ndarray:
-        """Offset and size of each inner chunk, uint64 [inner, 2]."""
-        shard = self.plan.shard
-        assert shard is not None
-        if len(raw) != 16 * inner + 4 * shard.checksum:
-            raise self._corrupt(position, "it has become shorter")
-        if shard.checksum and self.crc32c(raw[:-4]) != int.from_bytes(raw[-4:], "little"):
-            raise self._corrupt(position, "the checksum of its index is wrong")
-        return np.frombuffer(raw, dtype=f"{shard.order}u8", count=2 * inner).reshape(-1, 2).astype(np.uint64)
-
-    def _corrupt(self, position: int, fault: str) -> DataFileError:
-        path = self.paths[position]
-        return DataFileError(f"{self.name} is corrupt: shard {path}: {fault}; copy or write the store again")
-
-
-def _bytes_of(path: str, start: int, stop: int) -> bytes:
-    with Path(path).open("rb") as file:
-        file.seek(start)
-        return file.read(stop - start)
-
-
-def _google_crc32c() -> Callable[[bytes], int]:
-    try:
-        import google_crc32c
-    except ImportError as error:
-        raise NotDirect("the checksums of zarr shards need google-crc32c") from error
-    return google_crc32c.value

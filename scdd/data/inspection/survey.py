@@ -140,8 +140,8 @@ def _said(speed: Speed, matrix: RowMatrix, form: Form | None) -> list[str]:
 
 def _limit(speed: Speed, matrix: RowMatrix, form: Form | None) -> str:
     if speed.busy < _BUSY:
-        layouts = getattr(getattr(matrix, "base", matrix), "layouts", None)
-        waited_for = "the network" if layouts and layouts[0].remote else "the disk"
+        fetched = getattr(getattr(matrix, "base", matrix), "in_flight", 0)
+        waited_for = "the network" if fetched else "the disk"
         return (
             f"limited by waiting for {waited_for}, or for cores that others use: "
             f"threads worked {speed.busy:.0%} of the time (without waiting: {speed.unhindered:,.0f} cells/s)"
