@@ -233,19 +233,6 @@ def test_a_missing_output_folder(h5ad, tmp_path):
     assert "does not exist" in result.stderr
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, adata):
-    from scdd.errors import DataFileError
-    from scdd.output import atomic_path
-
-    with (
-        pytest.raises(DataFileError, match="No space left"),
-        atomic_path(tmp_path / "distilled.h5ad") as temporary,
-    ):
-        temporary.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-    assert not list(tmp_path.iterdir())
-
-
 def test_ctrl_c_in_mid_run_leaves_nothing(h5ad, tmp_path):
     out = tmp_path / "distilled.h5ad"
     command = [sys.executable, "-m", "scdd.cli", "distill", str(h5ad), "--label", "cell_type", "-o", str(out)]
