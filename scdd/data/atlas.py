@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from scdd.data import splits
-from scdd.data.expression import check_block, check_faults
+from scdd.data.expression import check_faults, faults_of
 from scdd.data.formats.matrix import MemoryMatrix
 from scdd.data.joined import JoinedRows, join_genes, join_obs
 from scdd.data.source import Source, open_source
@@ -128,10 +128,10 @@ class Atlas:
         """Refuse values in memory that are not of this kind; those of files are checked as they are read."""
         matrix = self._store.in_memory
         if matrix is not None:
-            check_block(matrix.data, self.expression, "the atlas")
+            check_faults(faults_of(matrix, np.arange(matrix.shape[0])), self._sources[0])
         for source in self._sources:
             if (faults := getattr(source.matrix, "faults", None)) is not None:
-                check_faults(faults, self.expression, source.matrix)
+                check_faults(faults, source)
 
     def __len__(self) -> int:
         return self.n_obs

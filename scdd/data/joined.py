@@ -116,7 +116,7 @@ class JoinedRows:
                 threads=threads,
                 cancel=cancel,
             )
-            check_faults(faults, source.expression, source.matrix)
+            check_faults(faults, source)
         return window
 
     def blocks(self, rows: np.ndarray, cells: int, *, parts: bool = False) -> Blocks:
@@ -146,7 +146,7 @@ class JoinedRows:
         source, columns = self.sources[number], self._columns[number]
         distinct, places = np.unique(rows, return_inverse=True)
         block, faults = source.matrix.rows(distinct)
-        check_faults(faults, source.expression, source.matrix)
+        check_faults(faults, source)
         if columns is not None:
             block = _selected(block, columns, len(self.var_names))
         in_order = len(distinct) == len(rows) and bool((places == np.arange(len(rows))).all())

@@ -94,7 +94,7 @@ def _choose(store: Store, layer: str, expression: str) -> tuple[str, RowMatrix, 
                 return name, matrix, kind  # type: ignore[return-value]
     others = [name for name in store.layers if name not in seen]
     hint = f"; other layers, to be named with --layer: {', '.join(others)}" if others else ""
-    found = "; ".join(f"{name} {values.describe()}" for name, values in seen.items())
+    found = "; ".join(f"{name} {values.describe(store.obs.index)}" for name, values in seen.items())
     best = next((v for v in seen.values() if v.finite and not v.negative), next(iter(seen.values())))
     raise InputError(f"{store.name} holds no {' or '.join(wanted)}: {found}; {remedy(best, wanted[0])}{hint}")
 
