@@ -14,6 +14,7 @@ from scdd.data import splits
 from scdd.data.expression import check_faults, faults_of
 from scdd.data.formats.matrix import MemoryMatrix
 from scdd.data.joined import JoinedRows, join_genes, join_obs
+from scdd.data.remarks import remark_on_blank_labels, rounds_counts
 from scdd.data.source import Source, open_source
 from scdd.errors import InputError
 
@@ -79,6 +80,7 @@ class Atlas:
         self._store = JoinedRows(self._sources, self.var_names)
         self.obs = self._all_obs = join_obs(self._sources)
         self.rows = np.arange(len(self.obs), dtype=np.int64)
+        self._told: set[str] = set()  # shared with all parts of this atlas
         self.name = " + ".join(s.name for s in self._sources[:3])
         self.name += f" + {len(parts) - 3} more" if len(parts) > 3 else ""
 
@@ -128,7 +130,10 @@ class Atlas:
         """Refuse values in memory that are not of this kind; those of files are checked as they are read."""
         matrix = self._store.in_memory
         if matrix is not None:
-            check_faults(faults_of(matrix, np.arange(matrix.shape[0])), self._sources[0])
+            every = np.arange(matrix.shape[0])
+            check_faults(faults_of(matrix, every), self._sources[0])
+            if not self._store.rounded and rounds_counts(self._sources[0], matrix, every):
+                self._store.rounded.add(0)
         for source in self._sources:
             if (faults := getattr(source.matrix, "faults", None)) is not None:
                 check_faults(faults, source)
@@ -193,7 +198,8 @@ class Atlas:
         csr = sparse.vstack([block for _, block in self.blocks()], format="csr")
         matrix = MemoryMatrix(csr, f"{self.name}: {self.layer}")
         other = self.subset(np.arange(self.n_obs))
-        other._sources = [Source(self.name, self.obs, self.var_names, matrix, self.layer, self.expression)]
+        own = (self.name, self.obs, self.var_names, matrix, self.layer, self.expression)
+        other._sources = [Source(*own, rounded=bool(self._store.rounded))]
         other._store = JoinedRows(other._sources, self.var_names)
         other.rows, other._all_obs = np.arange(self.n_obs, dtype=np.int64), self.obs
         return other
@@ -214,8 +220,14 @@ class Atlas:
                 f"obs[{key!r}] has no label for {missing} of {self.n_obs} cells (NaN); "
                 "label them or leave them out: atlas.drop_unlabelled(key) (--drop-unlabelled)"
             )
-        names, codes = np.unique(column.astype(str).to_numpy(), return_inverse=True)
-        return Labels(codes.astype(np.int64), [str(name) for name in names])
+        found, codes = np.unique(column.astype(str).to_numpy(), return_inverse=True)
+        names = [str(name) for name in found]
+        self.remark_on_labels(key, names, codes)
+        return Labels(codes.astype(np.int64), names)
+
+    def remark_on_labels(self, key: str, names: Sequence[str], codes: np.ndarray) -> None:
+        """Warn, once a column, of labels such as ``""`` and ``"nan"``, which are classes like others."""
+        remark_on_blank_labels(key, names, codes, self._told)
 
     def drop_unlabelled(self, key: str) -> Atlas:
         """The cells that have a label."""

@@ -45,7 +45,10 @@ class Faults(NamedTuple):
 
 
 class Values(NamedTuple):
-    """What was seen in a sample of a matrix: ``n`` values that are not zero, the rows of those at fault."""
+    """What was seen in a sample of a matrix.
+
+    ``n`` values that are not zero, the rows of those at fault, and ``peak``, the row of the largest.
+    """
 
     finite: bool
     negative: bool
@@ -53,6 +56,7 @@ class Values(NamedTuple):
     largest: float
     n: int = 0
     faults: Faults = Faults()
+    peak: int = -1
 
     def fits(self, expression: str) -> bool:
         """Whether the values can be of this kind."""
@@ -101,7 +105,8 @@ def look(matrix: RowMatrix) -> Values:
     for start in starts:
         block = matrix.read(start, start + size)
         faults = faults_of(block, np.arange(start, start + size))
-        seen.append(values_of(block.data)._replace(faults=faults))
+        peak = int(np.searchsorted(block.indptr, block.data.argmax(), side="right")) - 1 if block.nnz else 0
+        seen.append(values_of(block.data)._replace(faults=faults, peak=start + peak))
     return _combine(seen)
 
 
@@ -142,6 +147,7 @@ def _combine(seen: list[Values]) -> Values:
         max((v.largest for v in seen), default=0.0),
         sum(v.n for v in seen),
         faults,
+        max(seen, key=lambda v: v.largest).peak if seen else -1,
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
 
+import anndata as ad
 import numpy as np
 import pytest
 from scipy import sparse
@@ -11,9 +12,6 @@ from scipy import sparse
 import scdd
 from scdd.data.expression import Faults, faults_of
 from scdd.errors import InputError
-
-if TYPE_CHECKING:
-    import anndata as ad
 
 
 def _with(adata: ad.AnnData, row: int, value: float) -> ad.AnnData:
@@ -54,3 +52,98 @@ def test_faults_are_the_first_rows():
     assert faults_of(sparse.csr_matrix(x), np.arange(10, 70, 10)) == Faults(60, 50, 30, 20)
     assert faults_of(sparse.csr_matrix(np.eye(3)), np.arange(3)) == Faults()
     assert faults_of(sparse.csr_matrix(x[:2]), np.arange(2)) == Faults(fractional=1)
+
+
+def _warned(act) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        act()
+    ours = [w for w in caught if str(w.message).startswith(("AnnData: ", "a.h5ad: ", "obs["))]
+    assert all(w.filename == __file__ for w in ours), "the user's line, not one of ours"
+    return [str(w.message) for w in ours]
+
+
+def _use(source, **options) -> None:
+    atlas = scdd.Atlas(source)
+    for _ in range(2):
+        list(atlas.blocks())
+        list(scdd.CellLoader(atlas, batch_size=64, **options))
+    atlas.within_memory()
+    list(atlas.subset(np.arange(50)).within_memory().blocks())
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32, np.int64])
+def test_a_mask_is_no_counts(adata, tmp_path, dtype):
+    adata.layers["spliced"] = adata.X.copy()
+    adata.X = (adata.X > 0).astype(dtype)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    for source in (adata, tmp_path / "a.h5ad"):
+        (said,) = _warned(lambda: _use(source))
+        assert "X holds only 0 and 1, in " in said
+        assert "pass layer= (--layer); there are layers/spliced" in said
+        assert not _warned(lambda: scdd.Atlas(source, layer="layers/spliced"))
+    del adata.layers["spliced"]
+    assert "read the file that holds the counts" in _warned(lambda: scdd.Atlas(adata))[0]
+
+
+def test_few_or_shallow_counts_are_no_mask(adata):
+    few = ad.AnnData(sparse.csr_matrix(np.eye(60, dtype=np.float32)), var=adata.var)
+    shallow = adata.copy()
+    shallow.X = (shallow.X > 0).astype(np.float32)
+    shallow.X.data[7] = 2
+    for source in (adata, few, shallow):
+        assert not _warned(lambda source=source: _use(source))
+
+
+@pytest.mark.parametrize("stored", ["memory", "file"])
+@pytest.mark.parametrize("dtype", [np.float64, np.int64, np.int32])
+def test_counts_that_float32_rounds_are_named_once(make_atlas, tmp_path, dtype, stored):
+    source = make_atlas(3_000, 20)
+    source.X = source.X.astype(dtype)
+    for row in (7, 300, 301):  # the look on opening sees the first and not the others
+        changed = source.copy()
+        changed.X[row, 3] = 2**24 + 1
+        changed.write_h5ad(tmp_path / "a.h5ad")
+        (said,) = _warned(lambda: _use(changed if stored == "memory" else tmp_path / "a.h5ad"))
+        assert f"X, row {row} (cell 'cell_{row}'), gene 'GENE3' holds 16,777,216: " in said
+    source.X[7, 3] = 2**24 - 1
+    assert not _warned(lambda: _use(source))
+
+
+def test_a_rounded_count_in_memory_is_found_by_a_loader_alone(make_atlas):
+    source = make_atlas(3_000, 20)
+    source.X[300, 3] = 2**25
+    assert len(_warned(lambda: scdd.CellLoader(source))) == 1
+
+
+@pytest.mark.parametrize("categorical", [True, False])
+@pytest.mark.parametrize("name", ["", "nan", "NaN", "None", " "])
+def test_labels_that_look_missing_are_said_once(adata, name, categorical):
+    labels = adata.obs["cell_type"].astype(str)
+    labels.iloc[:7] = name
+    adata.obs["cell_type"] = labels.astype("category") if categorical else labels
+    atlas = scdd.Atlas(adata)
+    for act in (
+        lambda: _use(adata, labels=["cell_type"]),
+        lambda: [atlas.labels("cell_type"), atlas.labels("cell_type")],
+    ):
+        (said,) = _warned(act)
+        assert f"obs['cell_type'] has labels that look like missing ones ({name!r}: 7 cells)" in said
+    assert not _warned(lambda: scdd.CellLoader(adata, labels=["cell_type"], sampler="balanced") and None)[1:]
+    assert not _warned(lambda: scdd.CellLoader(adata, labels={"cell_type": [name, "type 0"]}))
+    assert not _warned(lambda: atlas.labels("donor"))
+    # The remedy that it names works.
+    atlas.obs["cell_type"] = atlas.obs["cell_type"].where(~atlas.obs["cell_type"].isin([name]))
+    left = atlas.drop_unlabelled("cell_type")
+    assert left.n_obs == 233
+    assert left.labels("cell_type").names == ["type 0", "type 1", "type 2"]
+
+
+def test_missing_labels_are_as_they_were(adata):
+    adata.obs["cell_type"] = adata.obs["cell_type"].astype(object)
+    adata.obs.loc["cell_4", "cell_type"] = np.nan
+    loader = scdd.CellLoader(adata, labels=["cell_type"])
+    assert loader.codes["cell_type"][4] == -1
+    assert not _warned(lambda: scdd.CellLoader(adata, labels=["cell_type"]))
+    with pytest.raises(InputError, match="no label for 1 of 240 cells"):
+        scdd.Atlas(adata).labels("cell_type")
