@@ -44,7 +44,7 @@ def rounds_counts(source: Source, block: sparse.csr_matrix, rows: np.ndarray) ->
     _warn(
         f"{source.matrix.place}, {row_name(row, source.obs.index)}, gene "
         f"{str(source.var_names[block.indices[at]])!r} holds {block.data[at]:,.0f}: values are read as "
-        f"float32, which rounds counts above {EXACT:,} to 24 bits; check that row if a cell cannot have so many"
+        f"float32, which rounds counts above {EXACT:,}; check that row if a cell cannot have so many"
     )
     return True
 
