@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from scipy import sparse
 
 from scdd.data import splits
 from scdd.data.expression import check_faults, faults_of
+from scdd.data.folders import left_out_of, parts_of
 from scdd.data.formats.matrix import MemoryMatrix
 from scdd.data.joined import JoinedRows, join_genes, join_obs
 from scdd.data.remarks import remark_on_blank_labels, rounds_counts
@@ -20,8 +20,6 @@ from scdd.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-_SUFFIXES = (".h5ad", ".zarr")
 
 
 class Labels(NamedTuple):
@@ -69,14 +67,15 @@ class Atlas:
             raise InputError(f"expression={expression!r}; choose counts, log1p, fractional or auto")
         if join not in ("inner", "outer"):
             raise InputError(f"join={join!r}; choose inner or outer")
-        parts = _parts(source)
+        parts = parts_of(source)
         self._sources = [open_source(part, layer=layer, expression=expression) for part in parts]
         kinds = {s.expression for s in self._sources}
         if len(kinds) > 1:
             raise InputError(f"the sources hold different kinds of expression ({', '.join(sorted(kinds))})")
         self.expression = self._sources[0].expression
         joined = join_genes(self._sources, join, genes)
-        self.var_names, self._gene_notes = joined
+        self.var_names, self._join_notes = joined
+        self._join_notes += left_out_of(source)
         self._store = JoinedRows(self._sources, self.var_names)
         self.obs = self._all_obs = join_obs(self._sources)
         self.rows = np.arange(len(self.obs), dtype=np.int64)
@@ -158,7 +157,7 @@ class Atlas:
     def notes(self) -> list[str]:
         """What a user should know of how the atlas was read, in sentences."""
         said = [f"read {self.layer} of {self._sources[0].name} as {self.expression}"]
-        said += self._gene_notes
+        said += self._join_notes
         said += [note for source in self._sources for note in source.notes]
         for source in self._sources:
             if (why := getattr(source.matrix, "why_indirect", None)) is not None:
@@ -275,16 +274,3 @@ def _scale_note(totals: np.ndarray) -> list[str]:
     if even and abs(middle / 1e4 - 1) > 0.01:
         return [f"the log data is scaled to {middle:,.0f} counts a cell, not 10,000; results keep that scale"]
     return []
-
-
-def _parts(source: Any) -> list[Any]:
-    if isinstance(source, (list, tuple)):
-        if not source:
-            raise InputError("the list of sources is empty")
-        return list(source)
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        inside = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES) if path.is_dir() else []
-        if inside and path.suffix not in _SUFFIXES:
-            return list(inside)
-    return [source]

@@ -238,9 +238,16 @@ def _open_zarr(path: Path) -> Any:
 
 
 def _refuse_duplicates(name: str, var_names: pd.Index) -> None:
+    if said := duplicated(var_names):
+        raise InputError(f"{name} has {said}")
+
+
+def duplicated(var_names: pd.Index) -> str:
+    """What to say of gene names that are there twice; nothing where all are unique."""
     repeated = var_names[var_names.duplicated()].unique()
-    if len(repeated):
-        raise InputError(
-            f"{name} has {len(repeated)} duplicated gene names, e.g. {repeated[0]!r}; "
-            "make them unique first: adata.var_names_make_unique()"
-        )
+    if not len(repeated):
+        return ""
+    return (
+        f"{len(repeated)} duplicated gene names, e.g. {repeated[0]!r}; "
+        "make them unique first: adata.var_names_make_unique()"
+    )
