@@ -890,7 +890,7 @@ def test_balanced_reads_a_rare_class_in_long_runs(many, monkeypatch):
     atlas.obs = pd.DataFrame({"label": labels}, index=atlas.obs.index)
     options = {"batch_size": 100, "block_size": 64, "labels": "label", "sampler": "balanced"}
     epoch = CellLoader(atlas, window=4_000, **options)._epoch
-    last = np.maximum.reduceat(epoch.rows, epoch.order.edges[:-1])
+    last = np.maximum.reduceat(epoch.rows, epoch.order.blocks.edges[:-1])
     passes, blocks = 8, 256 // 64
     assert (last >= 3_744).sum() <= passes * (blocks + 1)
     read, window = [], type(atlas.store).window
