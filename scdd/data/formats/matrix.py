@@ -9,7 +9,8 @@ from scipy import sparse
 
 from scdd import _csr
 from scdd.data.expression import Faults, faults_of
-from scdd.data.formats.stored import ChunkRows, StoredCsr, runs
+from scdd.data.formats.readers import runs
+from scdd.data.formats.stored import ChunkRows, StoredCsr
 from scdd.errors import DataFileError, InputError
 
 # Rows that a library reads at a time: it cannot be interrupted in between.
