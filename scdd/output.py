@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +79,10 @@ def write_anndata(adata: anndata.AnnData, path: str | Path) -> None:
     """Write ``.h5ad`` or ``.zarr`` atomically, by the suffix of ``path``."""
     with atomic_path(path) as temporary:
         if Path(path).suffix == ".zarr":
-            adata.write_zarr(temporary)
+            with warnings.catch_warnings():
+                # A notice of anndata's own future default; what is written now is read by every version.
+                warnings.filterwarnings("ignore", message="Writing zarr v2")
+                adata.write_zarr(temporary)
             return
         from anndata.io import write_elem
 
