@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import contextmanager, suppress
+import time
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scdd.errors import DataFileError, InputError
+from scdd.hdf5_writing import new_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -16,10 +19,15 @@ if TYPE_CHECKING:
 
     import anndata
 
+# zarr's threads go on for a moment when one of them has met a full disk, and make their folders anew.
+_TRIES, _PAUSE = 50, 0.02
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """A temporary path in the same folder, renamed to ``path`` on success and removed on any failure.
+
+    A file is written there, or a folder made. What lay at ``path`` before stays until the new one is whole.
 
     Raises
     ------
@@ -30,8 +38,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     check_writable(path)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
+        _remove(temporary)
         yield temporary
-        temporary.replace(path)
+        _put(temporary, path)
     except OSError as error:
         if isinstance(error, DataFileError):
             raise
@@ -70,14 +79,36 @@ def write_anndata(adata: anndata.AnnData, path: str | Path) -> None:
     """Write ``.h5ad`` or ``.zarr`` atomically, by the suffix of ``path``."""
     with atomic_path(path) as temporary:
         if Path(path).suffix == ".zarr":
-            adata.write_zarr(temporary)
-        else:
-            adata.write_h5ad(temporary, compression="gzip")
+            with warnings.catch_warnings():
+                # A notice of anndata's own future default; what is written now is read by every version.
+                warnings.filterwarnings("ignore", message="Writing zarr v2")
+                adata.write_zarr(temporary)
+            return
+        from anndata.io import write_elem
+
+        with new_hdf5(temporary) as file:
+            write_elem(file.root, "/", adata, dataset_kwargs={"compression": "gzip"})
+
+
+def _put(new: Path, path: Path) -> None:
+    """Rename; a folder that lay there is set aside first, and brought back should the rename fail."""
+    if not (new.is_dir() and path.exists()):
+        new.replace(path)
+        return
+    before = path.with_name(f".{path.stem}.{os.getpid()}.old{path.suffix}")
+    path.rename(before)
+    try:
+        new.rename(path)
+    except BaseException:
+        before.rename(path)
+        raise
+    _remove(before)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    for _ in range(_TRIES):
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(FileNotFoundError):
-            path.unlink()
+        time.sleep(_PAUSE)

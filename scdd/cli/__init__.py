@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 
 def main() -> None:
@@ -15,6 +16,7 @@ def main() -> None:
     from scdd.cli.verbs import app
     from scdd.errors import DataFileError, ScddError
 
+    warnings.formatwarning = lambda message, *_, **__: f"scdd: warning: {' '.join(str(message).split())}\n"
     try:
         code = app(standalone_mode=False)
     except KeyboardInterrupt:

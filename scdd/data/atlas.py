@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,16 +10,16 @@ import pandas as pd
 from scipy import sparse
 
 from scdd.data import splits
-from scdd.data.expression import check_block, check_faults
+from scdd.data.expression import check_faults, faults_of
+from scdd.data.folders import left_out_of, parts_of
 from scdd.data.formats.matrix import MemoryMatrix
 from scdd.data.joined import JoinedRows, join_genes, join_obs
+from scdd.data.remarks import remark_on_blank_labels, rounds_counts
 from scdd.data.source import Source, open_source
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
-
-_SUFFIXES = (".h5ad", ".zarr")
 
 
 class Labels(NamedTuple):
@@ -68,17 +67,19 @@ class Atlas:
             raise InputError(f"expression={expression!r}; choose counts, log1p, fractional or auto")
         if join not in ("inner", "outer"):
             raise InputError(f"join={join!r}; choose inner or outer")
-        parts = _parts(source)
+        parts = parts_of(source)
         self._sources = [open_source(part, layer=layer, expression=expression) for part in parts]
         kinds = {s.expression for s in self._sources}
         if len(kinds) > 1:
             raise InputError(f"the sources hold different kinds of expression ({', '.join(sorted(kinds))})")
         self.expression = self._sources[0].expression
         joined = join_genes(self._sources, join, genes)
-        self.var_names, self._gene_notes = joined
+        self.var_names, self._join_notes = joined
+        self._join_notes += left_out_of(source)
         self._store = JoinedRows(self._sources, self.var_names)
         self.obs = self._all_obs = join_obs(self._sources)
         self.rows = np.arange(len(self.obs), dtype=np.int64)
+        self._told: set[str] = set()  # shared with all parts of this atlas
         self.name = " + ".join(s.name for s in self._sources[:3])
         self.name += f" + {len(parts) - 3} more" if len(parts) > 3 else ""
 
@@ -128,10 +129,13 @@ class Atlas:
         """Refuse values in memory that are not of this kind; those of files are checked as they are read."""
         matrix = self._store.in_memory
         if matrix is not None:
-            check_block(matrix.data, self.expression, "the atlas")
+            every = np.arange(matrix.shape[0])
+            check_faults(faults_of(matrix, every), self._sources[0])
+            if not self._store.rounded and rounds_counts(self._sources[0], matrix, every):
+                self._store.rounded.add(0)
         for source in self._sources:
             if (faults := getattr(source.matrix, "faults", None)) is not None:
-                check_faults(faults, self.expression, source.matrix)
+                check_faults(faults, source)
 
     def __len__(self) -> int:
         return self.n_obs
@@ -153,7 +157,7 @@ class Atlas:
     def notes(self) -> list[str]:
         """What a user should know of how the atlas was read, in sentences."""
         said = [f"read {self.layer} of {self._sources[0].name} as {self.expression}"]
-        said += self._gene_notes
+        said += self._join_notes
         said += [note for source in self._sources for note in source.notes]
         for source in self._sources:
             if (why := getattr(source.matrix, "why_indirect", None)) is not None:
@@ -193,7 +197,8 @@ class Atlas:
         csr = sparse.vstack([block for _, block in self.blocks()], format="csr")
         matrix = MemoryMatrix(csr, f"{self.name}: {self.layer}")
         other = self.subset(np.arange(self.n_obs))
-        other._sources = [Source(self.name, self.obs, self.var_names, matrix, self.layer, self.expression)]
+        own = (self.name, self.obs, self.var_names, matrix, self.layer, self.expression)
+        other._sources = [Source(*own, rounded=bool(self._store.rounded))]
         other._store = JoinedRows(other._sources, self.var_names)
         other.rows, other._all_obs = np.arange(self.n_obs, dtype=np.int64), self.obs
         return other
@@ -214,8 +219,14 @@ class Atlas:
                 f"obs[{key!r}] has no label for {missing} of {self.n_obs} cells (NaN); "
                 "label them or leave them out: atlas.drop_unlabelled(key) (--drop-unlabelled)"
             )
-        names, codes = np.unique(column.astype(str).to_numpy(), return_inverse=True)
-        return Labels(codes.astype(np.int64), [str(name) for name in names])
+        found, codes = np.unique(column.astype(str).to_numpy(), return_inverse=True)
+        names = [str(name) for name in found]
+        self.remark_on_labels(key, names, codes)
+        return Labels(codes.astype(np.int64), names)
+
+    def remark_on_labels(self, key: str, names: Sequence[str], codes: np.ndarray) -> None:
+        """Warn, once a column, of labels such as ``""`` and ``"nan"``, which are classes like others."""
+        remark_on_blank_labels(key, names, codes, self._told)
 
     def drop_unlabelled(self, key: str) -> Atlas:
         """The cells that have a label."""
@@ -263,16 +274,3 @@ def _scale_note(totals: np.ndarray) -> list[str]:
     if even and abs(middle / 1e4 - 1) > 0.01:
         return [f"the log data is scaled to {middle:,.0f} counts a cell, not 10,000; results keep that scale"]
     return []
-
-
-def _parts(source: Any) -> list[Any]:
-    if isinstance(source, (list, tuple)):
-        if not source:
-            raise InputError("the list of sources is empty")
-        return list(source)
-    if isinstance(source, (str, Path)):
-        path = Path(source)
-        inside = sorted(p for p in path.iterdir() if p.suffix in _SUFFIXES) if path.is_dir() else []
-        if inside and path.suffix not in _SUFFIXES:
-            return list(inside)
-    return [source]

@@ -13,6 +13,7 @@ from scdd.data.expression import check_faults
 from scdd.data.formats.matrix import MemoryMatrix, RowMatrix
 from scdd.data.loading.blocks import Blocks, Chunks
 from scdd.data.loading.gather import MatrixRows, Rows
+from scdd.data.remarks import rounds_counts
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ class JoinedRows:
     ----------
     var_names : genes of the columns
     starts : int64 [sources + 1], store row at which each source begins
+    rounded : numbers of the sources of which it has been said that float32 rounds their counts
     """
 
     def __init__(self, sources: Sequence[Source], var_names: pd.Index) -> None:
         self.sources, self.var_names = list(sources), var_names
         self.starts = np.cumsum([0, *(len(s.obs) for s in sources)])
+        self.rounded = {number for number, source in enumerate(sources) if source.rounded}
         self._columns = [columns_of(s.var_names, var_names) for s in sources]
 
     def __len__(self) -> int:
@@ -122,7 +125,7 @@ class JoinedRows:
                 threads=threads,
                 cancel=cancel,
             )
-            check_faults(faults, source.expression, source.matrix)
+            check_faults(faults, source)
         return window
 
     def blocks(self, rows: np.ndarray, cells: int, *, parts: bool = False) -> Blocks:
@@ -152,7 +155,9 @@ class JoinedRows:
         source, columns = self.sources[number], self._columns[number]
         distinct, places = np.unique(rows, return_inverse=True)
         block, faults = source.matrix.rows(distinct)
-        check_faults(faults, source.expression, source.matrix)
+        check_faults(faults, source)
+        if number not in self.rounded and rounds_counts(source, block, distinct):
+            self.rounded.add(number)
         if columns is not None:
             block = _selected(block, columns, len(self.var_names))
         in_order = len(distinct) == len(rows) and bool((places == np.arange(len(rows))).all())

@@ -117,50 +117,41 @@ class CellLoader:
         vocabulary: GeneVocabulary | None = None,
         max_genes: int = MAX_GENES,
     ) -> None:
-        atlas = Atlas.of(atlas)
+        self.atlas = atlas = Atlas.of(atlas)
         self.workers = default_threads() if workers is None else workers
         rank, world_size = _place_among_ranks(rank, world_size)
         _check_sizes(batch_size=batch_size, block_size=block_size, window=window, workers=self.workers)
-        _check_choices(
-            output, dtype, seed, standardise=standardise, counts=counts, expression=atlas.expression
-        )
-        self.atlas, self.output, self.drop_last = atlas, output, drop_last
-        self._finish = transform
+        form: dict[str, Any] = {"output": output, "dtype": dtype, "counts": counts}
+        _check_choices(**form, seed=seed, standardise=standardise, expression=atlas.expression)
+        self.output, self.drop_last, self._finish, self._cache = output, drop_last, transform, cache
         self.transform = gene_transform(
             atlas, genes, preprocessor, normalise=normalise, standardise=standardise
         )
-        self.tokens = None
-        if output == "tokens":
-            names = vocabulary or GeneVocabulary.unscaled(atlas.var_names if genes is None else genes)
-            self.tokens = TokenTransform.of(names, atlas, max_genes=max_genes)
+        self.tokens = _tokens(atlas, genes, vocabulary, max_genes) if output == "tokens" else None
         self.codes, self.categories = label_codes(atlas, labels)
-        self._cache = cache
         self._direct = _random_access(atlas, cache)
+        reading: dict[str, Any] = {"block_size": block_size, "window": window, "memory_limit": memory_limit}
+        order: dict[str, Any] = {"shuffle": shuffle, "seed": seed, "sampler": sampler, "drop_last": drop_last}
+        share: dict[str, Any] = {"batch_size": batch_size, "rank": rank, "world_size": world_size}
+        own: dict[str, Any] = {"workers": self.workers, "random_access": self._direct is not None}
         self._schedule = Schedule.of(
             atlas,
             checked_rows(rows, atlas.n_obs),
             transform=self.transform,
-            output=output,
-            dtype=dtype,
-            counts=counts,
             max_genes=max_genes,
-            batch_size=batch_size,
-            block_size=block_size,
-            window=window,
-            memory_limit=memory_limit,
             preload=preload,
-            workers=self.workers,
-            shuffle=shuffle,
-            seed=seed,
-            sampler=sampler,
             codes=next(iter(self.codes.values()), None),
-            random_access=self._direct is not None,
-            rank=rank,
-            world_size=world_size,
-            drop_last=drop_last,
+            **form | reading | order | share | own,
         )
         self.preload = self._schedule.preload
-        self._maker = BatchMaker(
+        self._maker = self._batch_maker(pin_memory=pin_memory, **form)
+        self._owner, self._memory = os.getpid(), self._schedule.window_memory()
+        self._epoch = self._schedule.first
+        self._batch = self._resume_at = self._iteration = 0
+        self._warn_of_bad_mixing()
+
+    def _batch_maker(self, *, output: str, dtype: str, counts: bool, pin_memory: bool) -> BatchMaker:
+        return BatchMaker(
             self.transform,
             output,
             dtype,
@@ -168,14 +159,10 @@ class CellLoader:
             self.codes,
             self.workers,
             BufferPool(pinned=pin_memory, kept=2 * (self.preload + self.workers) + 12),
-            atlas.mean_entries,
+            self.atlas.mean_entries,
             self.tokens,
             cells_a_call(self._schedule.costs.delivered_cell),
         )
-        self._owner, self._memory = os.getpid(), self._schedule.window_memory()
-        self._epoch = self._schedule.first
-        self._batch = self._resume_at = self._iteration = 0
-        self._warn_of_bad_mixing()
 
     def __len__(self) -> int:
         """Batches of one epoch."""
@@ -320,6 +307,13 @@ def _random_access(atlas: Atlas, cache: str | Path | None) -> Rows | None:
     return None if packed is None else packed.source
 
 
+def _tokens(
+    atlas: Atlas, genes: Sequence[str] | pd.Index | None, vocabulary: GeneVocabulary | None, max_genes: int
+) -> TokenTransform:
+    names = vocabulary or GeneVocabulary.unscaled(atlas.var_names if genes is None else genes)
+    return TokenTransform.of(names, atlas, max_genes=max_genes)
+
+
 def _check_sizes(**sizes: int | None) -> None:
     for name, value in sizes.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
@@ -329,7 +323,7 @@ def _check_sizes(**sizes: int | None) -> None:
 
 
 def _check_choices(
-    output: str, dtype: str, seed: int, *, standardise: bool, counts: bool, expression: str
+    *, output: str, dtype: str, counts: bool, seed: int, standardise: bool, expression: str
 ) -> None:
     if seed < 0:
         raise InputError(f"seed={seed} must not be negative")

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from scdd.data.expression import Expression, Values, look, remedy
 from scdd.data.formats.address import is_remote
 from scdd.data.formats.matrix import MemoryMatrix, RowMatrix, open_matrix
 from scdd.data.formats.tenx import find_mtx, is_tenx_h5, read_tenx_h5, read_tenx_mtx
+from scdd.data.remarks import EXACT, remark_on_mask, rounds_counts
 from scdd.errors import DataFileError, InputError
 
 if TYPE_CHECKING:
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """One opened part of an atlas; ``notes`` are sentences on how it was read."""
+    """One opened part of an atlas.
+
+    ``notes`` are sentences on how it was read; ``rounded``: it has been said that float32 rounds its counts.
+    """
 
     name: str
     obs: pd.DataFrame
@@ -38,6 +43,7 @@ class Source:
     notes: tuple[str, ...] = ()
     path: Path | None = None
     remote: RemoteFiles | None = None
+    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ def open_source(source: Any, *, layer: str, expression: str) -> Source:
     store = store_of(source)
     if not len(store.obs):
         raise InputError(f"{store.name} is empty: it has no cells")
-    chosen, matrix, kind = _choose(store, layer, expression)
+    chosen, matrix, kind, values = _choose(store, layer, expression)
     names = store.var_names["raw/X" if chosen == "raw/X" else "X"]
     if not len(names):
         raise InputError(f"{store.name} is empty: {chosen} has no genes")
@@ -68,7 +74,13 @@ def open_source(source: Any, *, layer: str, expression: str) -> Source:
         )
     _refuse_duplicates(store.name, names)
     told = store.notes, _path_of(source), store.remote
-    return Source(store.name, store.obs, names, matrix, chosen, kind, *told)
+    opened = Source(store.name, store.obs, names, matrix, chosen, kind, *told)
+    if kind == "counts":
+        remark_on_mask(values, store.name, chosen, [name for name in store.layers if name != chosen])
+    if kind == "counts" and values.largest >= EXACT:
+        row = values.peak
+        return replace(opened, rounded=rounds_counts(opened, matrix.read(row, row + 1), np.array([row])))
+    return opened
 
 
 def _path_of(source: Any) -> Path | None:
@@ -85,7 +97,7 @@ def store_of(source: Any) -> Store:
     return _store_of_path(Path(source)) if isinstance(source, (str, Path)) else _store_of_anndata(source)
 
 
-def _choose(store: Store, layer: str, expression: str) -> tuple[str, RowMatrix, Expression]:
+def _choose(store: Store, layer: str, expression: str) -> tuple[str, RowMatrix, Expression, Values]:
     """The first matrix whose values are of the wanted kind."""
     if layer != "auto" and layer not in store.layers:
         meant = f"; did you mean layers/{layer}?" if f"layers/{layer}" in store.layers else ""
@@ -100,10 +112,10 @@ def _choose(store: Store, layer: str, expression: str) -> tuple[str, RowMatrix, 
             matrix = store.layers[name]()
             seen[name] = look(matrix)
             if seen[name].fits(kind):
-                return name, matrix, kind  # type: ignore[return-value]
+                return name, matrix, kind, seen[name]  # type: ignore[return-value]
     others = [name for name in store.layers if name not in seen]
     hint = f"; other layers, to be named with --layer: {', '.join(others)}" if others else ""
-    found = "; ".join(f"{name} {values.describe()}" for name, values in seen.items())
+    found = "; ".join(f"{name} {values.describe(store.obs.index)}" for name, values in seen.items())
     best = next((v for v in seen.values() if v.finite and not v.negative), next(iter(seen.values())))
     raise InputError(f"{store.name} holds no {' or '.join(wanted)}: {found}; {remedy(best, wanted[0])}{hint}")
 
@@ -250,9 +262,16 @@ def _open_zarr(path: Path) -> Any:
 
 
 def _refuse_duplicates(name: str, var_names: pd.Index) -> None:
+    if said := duplicated(var_names):
+        raise InputError(f"{name} has {said}")
+
+
+def duplicated(var_names: pd.Index) -> str:
+    """What to say of gene names that are there twice; nothing where all are unique."""
     repeated = var_names[var_names.duplicated()].unique()
-    if len(repeated):
-        raise InputError(
-            f"{name} has {len(repeated)} duplicated gene names, e.g. {repeated[0]!r}; "
-            "make them unique first: adata.var_names_make_unique()"
-        )
+    if not len(repeated):
+        return ""
+    return (
+        f"{len(repeated)} duplicated gene names, e.g. {repeated[0]!r}; "
+        "make them unique first: adata.var_names_make_unique()"
+    )

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 import scdd
 from scdd.errors import DataFileError, InputError
 from scdd.output import atomic_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from scdd.data.preprocess import Preprocessor
@@ -57,10 +52,11 @@ class Model(ABC):
         self._require_fit()
         path = Path(path)
         _refuse_other_content(path)
-        with _set_aside(path), atomic_path(path) as temporary:
+        with atomic_path(path) as temporary:
             temporary.mkdir()
             tensors = {name: value.detach().contiguous().cpu() for name, value in self._tensors().items()}
-            save_file(tensors, temporary / "weights.safetensors")
+            # Written here, for safetensors says of a full disk what is no OSError.
+            (temporary / "weights.safetensors").write_bytes(save(tensors))
             head = {"format": _FORMAT, "class": type(self).__name__, "version": scdd.__version__}
             (temporary / "config.json").write_text(json.dumps({**head, **self._config()}, indent=1))
 
@@ -104,18 +100,3 @@ def _refuse_other_content(path: Path) -> None:
         raise DataFileError(
             f"{path} exists and is no saved model, or holds other files; choose another output"
         )
-
-
-@contextmanager
-def _set_aside(path: Path) -> Iterator[None]:
-    """Move an earlier model out of the way; put it back if the new one does not arrive."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
-    if path.exists():
-        path.rename(aside)
-    try:
-        yield
-    except BaseException:
-        if aside.exists() and not path.exists():
-            aside.rename(path)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

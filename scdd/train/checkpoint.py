@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()  # torch says of a full disk what is no OSError
+    torch.save(state, content)
     with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def load_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:

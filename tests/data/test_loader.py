@@ -883,6 +883,26 @@ def test_balanced_mixes_a_rare_class_of_a_file_into_every_batch(many):
     assert loader.plan().variance_inflation < 3
 
 
+def test_balanced_reads_a_rare_class_in_long_runs(many, monkeypatch):
+    """In passes over the class, not cell by cell: copies of a cell would cut the run that it lies in."""
+    atlas = many.atlas.subset(np.arange(4_000))
+    labels = pd.Categorical(np.repeat(["a", "rare"], [3_744, 256]))  # 2,000 cells of each
+    atlas.obs = pd.DataFrame({"label": labels}, index=atlas.obs.index)
+    options = {"batch_size": 100, "block_size": 64, "labels": "label", "sampler": "balanced"}
+    epoch = CellLoader(atlas, window=4_000, **options)._epoch
+    last = np.maximum.reduceat(epoch.rows, epoch.order.blocks.edges[:-1])
+    passes, blocks = 8, 256 // 64
+    assert (last >= 3_744).sum() <= passes * (blocks + 1)
+    read, window = [], type(atlas.store).window
+    monkeypatch.setattr(
+        type(atlas.store), "window", lambda self, rows, **how: read.append(rows) or window(self, rows, **how)
+    )
+    assert len(list(CellLoader(atlas, window=500, **options))) == 40
+    rare = [rows[rows >= 3_744] for rows in read]
+    n_runs = sum(len(rows[:1]) + int((np.diff(rows) > 1).sum()) for rows in rare)
+    assert n_runs <= passes * (blocks + 1) + len(read)
+
+
 def test_by_class_delivers_every_labelled_cell_in_batches_of_one_class(cells):
     options = {"labels": ["cell_type", "donor"], "sampler": "by-class", "batch_size": 50, "window": 200}
     loader = CellLoader(cells.atlas, **options)

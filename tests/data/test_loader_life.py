@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import zarr
 from scipy import sparse
+from torch.utils.data import DataLoader
 
 import scdd
 from scdd.data.atlas import Atlas
@@ -147,8 +148,6 @@ def test_a_buffer_that_is_held_is_never_handed_out_again():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_dataset_of_pytorch_meets_every_cell_in_every_epoch(path, workers):
-    from torch.utils.data import DataLoader
-
     dataset = scdd.CellDataset(Atlas(path), batch_size=32, seed=1)
     feed = DataLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=workers > 0)
     orders = []
@@ -164,3 +163,20 @@ def test_the_dataset_of_pytorch_meets_every_cell_in_every_epoch(path, workers):
 def test_sizes_are_whole_numbers(path, batch_size):
     with pytest.raises(InputError, match=r"batch_size=.* must be a whole number"):
         CellLoader(Atlas(path), batch_size=batch_size)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("options", [{}, {"batch_size": 8}, {"batch_size": 8, "drop_last": True}])
+@pytest.mark.parametrize("transform", [None, lambda batch: batch.x])
+def test_a_data_loader_that_would_batch_the_batches_is_told_so(path, options, workers, transform):
+    dataset = scdd.CellDataset(Atlas(path), batch_size=32, transform=transform)
+    loader = DataLoader(dataset, num_workers=workers, **options)
+    with pytest.raises(InputError, match=r"pass DataLoader\(dataset, batch_size=None\)"):
+        next(iter(loader))
+
+
+def test_data_loaders_that_deliver_batches_as_they_are(path):
+    dataset = scdd.CellDataset(Atlas(path), batch_size=32)
+    plain = [len(batch.x) for batch in dataset]
+    assert [len(batch.x) for batch in DataLoader(dataset, batch_size=None)] == plain
+    assert [len(batch.x) for batch in DataLoader(dataset, collate_fn=lambda batches: batches[0])] == plain

@@ -566,16 +566,6 @@ def test_a_failure_keeps_what_was_there(folder, h5ad, monkeypatch, error):
     assert not left_over(folder)
 
 
-def test_full_disk_for_the_tables(tmp_path, adata, monkeypatch):
-    def full(*_, **__):
-        raise RuntimeError("unable to write: No space left on device")
-
-    monkeypatch.setattr("anndata.io.write_elem", full)
-    with pytest.raises(DataFileError, match="free space"):
-        pack(scdd.Atlas(adata), tmp_path / "a.packed")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_rename_that_fails_brings_the_old_folder_back(folder, h5ad, monkeypatch):
     touch(h5ad)
     real = type(folder).rename

@@ -213,7 +213,9 @@ def test_blocks_begin_where_chunks_do_and_hold_no_cell_twice(seed, n_sources, ce
     ]
     names = pd.Index(["g0"])
     sources = [
-        SimpleNamespace(obs=range(n), var_names=names, matrix=SimpleNamespace(chunk_rows=begins))
+        SimpleNamespace(
+            obs=range(n), var_names=names, matrix=SimpleNamespace(chunk_rows=begins), rounded=False
+        )
         for n, begins in zip(sizes, chunks, strict=True)
     ]
     store = JoinedRows(sources, names)
@@ -251,7 +253,8 @@ def test_a_block_of_a_given_size_is_an_equal_part_of_a_chunk():
     indptr = np.arange(0, 10_001, 10)  # 1,000 cells
     names = pd.Index(["g0"])
     matrix = SimpleNamespace(chunk_rows=ChunkRows.of(indptr, 645))  # 64.5 cells
-    store = JoinedRows([SimpleNamespace(obs=range(1_000), var_names=names, matrix=matrix)], names)
+    source = SimpleNamespace(obs=range(1_000), var_names=names, matrix=matrix, rounded=False)
+    store = JoinedRows([source], names)
     rows = np.arange(1_000)
     by_chunk = np.append(np.ceil(np.arange(0, 10_000, 645) / 10), 1_000)
     edges, shared = store.blocks(rows, 64, parts=True)

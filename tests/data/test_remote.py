@@ -30,7 +30,7 @@ from scdd.data.formats import mirror as mirrors
 from scdd.data.formats import ranges, remote, remote_file, remote_rows
 from scdd.data.formats.address import shown
 from scdd.data.formats.layout import ArrayLayout
-from scdd.data.formats.stored import LibraryReader
+from scdd.data.formats.readers import LibraryReader
 from scdd.data.packed.fingerprint import is_fresh
 from scdd.data.packed.writing import pack
 from scdd.errors import DataFileError, InputError

@@ -28,7 +28,8 @@ from scipy import sparse
 from scdd import _csr
 from scdd.data.atlas import Atlas
 from scdd.data.expression import Faults
-from scdd.data.formats.stored import ChunkReader, LibraryReader, StoredCsr
+from scdd.data.formats.readers import ChunkReader, LibraryReader
+from scdd.data.formats.stored import StoredCsr
 from scdd.data.loader import CellLoader
 from scdd.errors import DataFileError, InputError
 

@@ -354,3 +354,47 @@ def test_missing_labels_are_not_counted(cells, tmp_path):
     changed = cells.copy()
     changed.obs["cell_type"] = pd.Series(["b", None] * (N // 2), index=cells.obs_names)
     assert f"b: {N // 2}" in describe(write(changed, tmp_path / "a.h5ad"), label="cell_type")
+
+
+# What an atlas would refuse, leave out or rename
+
+
+def test_genes_that_are_there_twice_are_shown(cells, tmp_path):
+    twice = cells.copy()
+    twice.var_names = ["GENE7", *twice.var_names[1:]]
+    said = describe(write(twice, tmp_path / "a.h5ad"))
+    assert "1 duplicated gene names, e.g. 'GENE7'; make them unique first" in said
+    assert "duplicated" not in describe(write(cells, tmp_path / "b.h5ad"))
+
+
+def test_other_features_of_10x_are_shown(tmp_path):
+    counts = sparse.csc_matrix(np.random.default_rng(0).poisson(1.0, (4, 30)))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group = file.create_group("matrix")
+        for name in ("data", "indices", "indptr"):
+            group[name] = getattr(counts, name)
+        group["shape"], group["barcodes"] = (
+            np.array(counts.shape),
+            np.array([f"c{i}" for i in range(30)], "S"),
+        )
+        features = group.create_group("features")
+        features["id"], features["name"] = np.array(list("abcd"), "S"), np.array(["A", "B", "B", "CD3"], "S")
+        features["feature_type"] = np.array([*["Gene Expression"] * 3, "Antibody Capture"], "S")
+    said = describe(tmp_path / "a.h5")
+    assert "a.h5: only Gene Expression is read; left out: 1 Antibody Capture" in said
+    assert "1 repeated gene symbols got a number" in said
+    assert "X: 3 genes" in said
+
+
+def test_a_folder_is_described_file_by_file_and_says_what_is_left_out(cells, tmp_path):
+    write(cells[:500], tmp_path / "a.h5ad"), write(cells[500:], tmp_path / "b.zarr")
+    assert "of the folder" not in describe(tmp_path)
+    (tmp_path / "raw.h5").touch()
+    said = describe(tmp_path)
+    assert f"{tmp_path / 'a.h5ad'}: 500 cells" in said
+    assert f"{tmp_path / 'b.zarr'}: 400 cells" in said
+    note = f"of the folder {tmp_path} only .h5ad and .zarr are read, not raw.h5: they may hold the same cells"
+    assert note in said
+    notes = scdd.Atlas(tmp_path).notes()
+    assert [line for line in notes if line.startswith(note)]
+    assert not [line for line in scdd.Atlas(tmp_path / "a.h5ad").notes() if "folder" in line]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -59,10 +59,9 @@ class ChosenColumns:
         slots: np.ndarray,
         *,
         column_of_gene: np.ndarray | None = None,
-        threads: int = 1,
-        cancel: _csr.Cancel | None = None,
+        **how: Any,
     ) -> Faults:
         """Put rows (ascending, each once) into slots of a window."""
         every = np.full(self.base.shape[1], -1, dtype=np.int32)
         every[self.columns] = np.arange(len(self.columns)) if column_of_gene is None else column_of_gene
-        return self.base.fill(window, rows, slots, column_of_gene=every, threads=threads, cancel=cancel)
+        return self.base.fill(window, rows, slots, column_of_gene=every, **how)

@@ -8,8 +8,9 @@ import numpy as np
 from scipy import sparse
 
 from scdd import _csr
-from scdd.data.expression import Faults, values_of
-from scdd.data.formats.stored import ChunkRows, StoredCsr, runs
+from scdd.data.expression import Faults, faults_of
+from scdd.data.formats.readers import runs
+from scdd.data.formats.stored import ChunkRows, StoredCsr
 from scdd.errors import DataFileError, InputError
 
 # Rows that a library reads at a time: it cannot be interrupted in between.
@@ -172,16 +173,6 @@ def open_matrix(element: Any, place: str) -> RowMatrix:
     if len(getattr(element, "shape", ())) == 2:
         return StoredDense(element, place)
     raise DataFileError(f"{place} is neither a sparse nor a dense matrix (encoding {encoding!r})")
-
-
-def faults_of(matrix: sparse.csr_matrix, rows: np.ndarray) -> Faults:
-    """First row, by its number, of each kind of fault; a quick look says that there is none."""
-    if not len(matrix.data) or (values_of(matrix.data).fits("counts")):
-        return Faults()
-    row = np.repeat(rows, np.diff(matrix.indptr))
-    data = matrix.data
-    kinds = (np.isnan(data), np.isinf(data), data < 0, np.isfinite(data) & (data != np.rint(data)))
-    return Faults(*(int(row[kind].min()) if kind.any() else -1 for kind in kinds))
 
 
 def _csc(element: Any, shape: tuple[int, int], place: str) -> sparse.csc_matrix:

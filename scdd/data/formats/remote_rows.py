@@ -13,8 +13,8 @@ from scdd import _csr
 from scdd.data.expression import Faults
 from scdd.data.formats.mirror import Mirror
 from scdd.data.formats.ranges import RowBytes, Span, coalesced
+from scdd.data.formats.readers import ChunkReader, StoreErrors, array_of
 from scdd.data.formats.remote import Range, never
-from scdd.data.formats.stored import ChunkReader, StoreErrors, array_of
 from scdd.errors import DataFileError
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ import numpy as np
 from scipy import sparse
 
 from scdd import _csr
-from scdd.data.expression import Faults
+from scdd.data.expression import Faults, faults_of
 from scdd.data.formats.columns import rows_of_columns
-from scdd.data.formats.matrix import BlockMatrix, faults_of
+from scdd.data.formats.matrix import BlockMatrix
 from scdd.data.threads import thread_count
 from scdd.errors import DataFileError
 

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scdd.data.folders import left_out_of, parts_of
 from scdd.data.formats.address import is_remote, shown
 from scdd.data.inspection.survey import survey
-from scdd.data.source import store_of
+from scdd.data.source import duplicated, store_of
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,18 +19,24 @@ if TYPE_CHECKING:
 def describe(path: str | Path, label: str | None = None) -> str:
     """A few lines on an atlas (path or URL), a distilled set or the folder of a saved model.
 
-    Of every matrix: its values, how it lies in the file, and how fast cells are read from it.
+    Of every matrix: its values, how it lies in the file, and how fast cells are read from it. Of a folder of
+    atlases, each.
     """
     path = path if is_remote(path) else Path(path)
     if isinstance(path, Path) and (path / "config.json").exists():
         return _model(path)
+    return "\n".join([*(_atlas(part, label) for part in parts_of(path)), *left_out_of(path)])
+
+
+def _atlas(path: Path, label: str | None) -> str:
     store = store_of(path)
     lines = [f"{shown(str(path))}: {len(store.obs):,} cells"]
+    lines += [f"  {note}" for note in store.notes]
     for name in store.layers:
-        genes = len(store.var_names["raw/X" if name == "raw/X" else "X"])
+        genes = store.var_names["raw/X" if name == "raw/X" else "X"]
         found = survey(path, store, name)
-        lines.append(f"  {name}: {genes:,} genes, {found.values.describe()}")
-        lines += [f"    {line}" for line in found.lines]
+        lines.append(f"  {name}: {len(genes):,} genes, {found.values.describe(store.obs.index)}")
+        lines += [f"    {line}" for line in (duplicated(genes), *found.lines) if line]
     lines.append("  obs columns:")
     for key in store.obs:
         column = store.obs[key]

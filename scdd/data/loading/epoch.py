@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from scdd import _csr
-from scdd.data.loading.batch import cells_a_call
 from scdd.data.loading.blocks import mean_block
+from scdd.data.loading.costs import costs_of, edge_bytes, segment_bytes
 from scdd.data.loading.plan import (
     Costs,
     LoaderPlan,
     Sizes,
-    cell_bytes,
     choose_preload,
     choose_sizes,
     inflation,
     largest_window,
 )
-from scdd.data.loading.sampling import BalancedSampler, ClassBatches
+from scdd.data.loading.sampling import BalancedSampler, ClassBatches, in_passes
 from scdd.data.loading.shuffle import EpochOrder
 from scdd.errors import InputError
 
@@ -35,12 +34,6 @@ if TYPE_CHECKING:
 SAMPLERS = (None, "balanced", "by-class")
 # Cells whose order is drawn at one go where any order costs the same.
 _FREE_WINDOW = 16_384
-# Threads hold an encoded and a decoded chunk of both arrays, and a converted copy.
-_CHUNKS_A_THREAD = 5
-# Of the memory limit, what parts of rows at the ends of chunks may take; and the bytes beside each such part.
-_EDGE_SHARE, _EDGE_OVERHEAD = 32, 192
-# Bytes that windows take from the system at a time; the last such piece of each thread stays partly empty.
-_SMALLEST_SEGMENT, _LARGEST_SEGMENT = 1 << 12, 1 << 21
 
 
 class Epoch(NamedTuple):
@@ -137,7 +130,7 @@ class Schedule:
             raise InputError("sampler='by-class' gives one rank all batches; pass rank=0, world_size=1")
         size = min(options["batch_size"], max(len(rows), 1))
         batch = {"output": output, "dtype": dtype, "counts": counts, "batch_size": size}
-        costs = _costs(atlas, transform, max_genes=max_genes, workers=workers, **batch)
+        costs = costs_of(atlas, transform, max_genes=max_genes, workers=workers, **batch)
         free, most = options["random_access"], _FREE_WINDOW
         if not free:
             most = largest_window(costs.cell, batch_size=options["batch_size"], memory_limit=memory_limit)
@@ -257,57 +250,6 @@ class Schedule:
             return None
         own = (self.batch_size, sizes.edges, sizes.window, self.seed, number, self.shuffle, self.drop_last)
         return ClassBatches(self.codes, *own).batches()
-
-
-def segment_bytes(window_bytes: int, workers: int) -> int:
-    """Bytes that a thread takes for a window at a time: at most an eighth of its share."""
-    share = max(window_bytes // (8 * workers), 1)
-    return min(max(1 << (share.bit_length() - 1), _SMALLEST_SEGMENT), _LARGEST_SEGMENT)
-
-
-def edge_bytes(atlas: Atlas, memory_limit: int) -> int:
-    """Bytes for parts of rows that lie in two chunks, until the other chunk is read: half a row for each."""
-    needed = atlas.store.n_chunks * int(2 * atlas.mean_entries + _EDGE_OVERHEAD)
-    return min(needed, memory_limit // _EDGE_SHARE)
-
-
-def in_passes(rows: np.ndarray, store_rows: np.ndarray) -> np.ndarray:
-    """``rows`` in passes over the store: each cell for the first time, those that repeat for the second, ...
-
-    No block holds a cell twice: copies side by side would cut the run that they lie in into blocks of one.
-    """
-    order = np.argsort(store_rows, kind="stable")
-    ordered = store_rows[order]
-    begins = np.concatenate([[True], np.diff(ordered) != 0])[: len(ordered)]
-    places = np.arange(len(ordered))
-    copy = places - np.maximum.accumulate(np.where(begins, places, 0)) if len(ordered) else places
-    return rows[order[np.lexsort((ordered, copy))]]
-
-
-def _costs(
-    atlas: Atlas,
-    transform: GeneTransform,
-    *,
-    output: str,
-    dtype: str,
-    counts: bool,
-    batch_size: int,
-    max_genes: int,
-    workers: int,
-) -> Costs:
-    """Bytes of a cell in the window, of a batch, and of the threads' own memory."""
-    width = 4 if dtype == "float32" else 2
-    entries = atlas.mean_entries * 7 / 6
-    # A token is a gene, a value and a coordinate; a sparse entry a gene and a value.
-    sparse = 8 * entries if output == "csr" else 12 * min(entries, max_genes)
-    cell = transform.n_columns * width if output == "dense" else sparse
-    cell += 4 * transform.n_columns if counts else 0
-    # Small batches are made several at a time and share their memory.
-    group = batch_size if output == "tokens" else max(batch_size, cells_a_call(cell))
-    chunk = atlas.store.largest_chunk
-    tables = 40 * atlas.store.n_chunks + 16 * len(atlas.rows)
-    scratch = workers * _CHUNKS_A_THREAD * chunk + tables + atlas.store.in_flight
-    return Costs(cell_bytes(atlas), int(cell), int(group * cell), scratch)
 
 
 def _source_of(atlas: Atlas, random_access: bool) -> str:

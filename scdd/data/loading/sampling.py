@@ -79,3 +79,16 @@ class ClassBatches(NamedTuple):
             return made
         random = np.random.default_rng([self.seed, self.epoch, 0xC1A55])
         return [made[number] for number in random.permutation(len(made))]
+
+
+def in_passes(rows: np.ndarray, store_rows: np.ndarray) -> np.ndarray:
+    """``rows`` in passes over the store: each cell for the first time, those that repeat for the second, ...
+
+    No block holds a cell twice: copies side by side would cut the run that they lie in into blocks of one.
+    """
+    order = np.argsort(store_rows, kind="stable")
+    ordered = store_rows[order]
+    begins = np.concatenate([[True], np.diff(ordered) != 0])[: len(ordered)]
+    places = np.arange(len(ordered))
+    copy = places - np.maximum.accumulate(np.where(begins, places, 0)) if len(ordered) else places
+    return rows[order[np.lexsort((ordered, copy))]]

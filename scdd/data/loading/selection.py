@@ -97,4 +97,6 @@ def label_codes(
         given = labels[name] if isinstance(labels, Mapping) else sorted(text.dropna().unique())
         categories[name] = [str(category) for category in given]
         codes[name] = pd.Categorical(text, categories=categories[name]).codes.astype(np.int64)
+        if not isinstance(labels, Mapping):
+            atlas.remark_on_labels(name, categories[name], codes[name])
     return codes, categories

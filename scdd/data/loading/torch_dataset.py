@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
 
 from scdd.data.loader import CellLoader
+from scdd.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +29,11 @@ class CellDataset(IterableDataset):
     ----------
     atlas : what to read
     options : as of `CellLoader`; ``rank`` and ``world_size`` are those of the training process
+
+    Raises
+    ------
+    InputError
+        As of `CellLoader`; on iteration, if the DataLoader lacks ``batch_size=None``.
     """
 
     def __init__(self, atlas: Atlas, **options: Any) -> None:
@@ -37,6 +44,7 @@ class CellDataset(IterableDataset):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[Any]:
+        _refuse_collation(sys._getframe(1).f_locals.get("self"))
         worker = get_worker_info()
         if worker is None or worker.num_workers == 1:
             return iter(self.loader)
@@ -66,3 +74,15 @@ class CellDataset(IterableDataset):
         own = CellLoader(self._atlas, **options)
         own.set_epoch(int(self._epoch))
         return own
+
+
+def _refuse_collation(fetcher: Any) -> None:
+    """A DataLoader asks nothing of a dataset before it iterates; what iterates then knows if it collates.
+
+    Torch would say that it cannot collate our batches, or stack what a ``transform`` made of them.
+    """
+    if getattr(fetcher, "auto_collation", False) and fetcher.collate_fn is default_collate:
+        raise InputError(
+            "a CellDataset yields whole batches, and this DataLoader would make batches of them: pass "
+            "DataLoader(dataset, batch_size=None), and the number of cells as CellDataset(..., batch_size=)"
+        )

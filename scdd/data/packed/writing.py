@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -32,12 +30,11 @@ from scdd.data.packed.header import (
 from scdd.data.packed.store import PackedStore
 from scdd.data.threads import thread_count
 from scdd.errors import DataFileError, InputError
-from scdd.output import check_writable
+from scdd.hdf5_writing import new_hdf5
+from scdd.output import atomic_path, check_writable
 from scdd.progress import progress_bar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from scipy import sparse
 
     from scdd.data.atlas import Atlas
@@ -84,7 +81,8 @@ def pack(
     if not overwrite and is_fresh(path, atlas):
         return PackedStore.open(path)
     try:
-        with _new_folder(path) as folder, progress_bar("packing", atlas.n_obs, enabled=progress) as advance:
+        with atomic_path(path) as folder, progress_bar("packing", atlas.n_obs, enabled=progress) as advance:
+            folder.mkdir()
             _write(folder, atlas, source, threads, advance)
     except DataFileError:
         # Another process, e.g. the next rank, may have put the same there in the meantime.
@@ -118,40 +116,6 @@ def _refuse(path: Path, atlas: Atlas, source: dict[str, Any], overwrite: bool) -
             f"{path} was packed from another source ({before.get('name')}); "
             "choose another output or say overwrite=True (--force)"
         )
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes ``path`` on success and vanishes on any failure, Ctrl-C included."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{SUFFIX}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
-        yield temporary
-        _put(temporary, path)
-    except OSError as error:
-        if isinstance(error, DataFileError):
-            raise
-        raise DataFileError(
-            f"{path} cannot be written ({error.strerror or error}); free space or choose another --out"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _put(folder: Path, path: Path) -> None:
-    """Rename; what lay there before is set aside first, and brought back should the rename fail."""
-    if not path.exists():
-        folder.rename(path)
-        return
-    before = path.with_name(f".{path.stem}.{os.getpid()}.old{SUFFIX}")
-    path.rename(before)
-    try:
-        folder.rename(path)
-    except BaseException:
-        before.rename(path)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
 
 
 class _ChecksummedFile:
@@ -209,16 +173,13 @@ def _packed(block: sparse.csr_matrix, threads: int) -> tuple[np.ndarray, np.ndar
 
 
 def _write_tables(path: Path, atlas: Atlas) -> Checksums:
-    import h5py
     from anndata.io import write_elem
 
     try:
-        with h5py.File(path, "w") as file:
+        with new_hdf5(path) as file:
             var = pd.DataFrame(index=pd.Index(atlas.var_names.astype(str)))
             for name, table in (("obs", storable(atlas.obs)), ("var", var)):
-                write_elem(file, name, table, dataset_kwargs={"compression": "gzip"})
-    except RuntimeError as error:  # what HDF5 says of a full disk
-        raise OSError(str(error)) from error
+                write_elem(file.root, name, table, dataset_kwargs={"compression": "gzip"})
     except (TypeError, ValueError, KeyError) as error:
         raise InputError(
             f"obs of {atlas.name} cannot be stored ({error}); drop or convert that column"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from scdd.errors import InputError
+from scdd.hdf5_writing import NewFile, new_hdf5
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,31 +41,12 @@ def annotate(root: Any, elements: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def open_file(path: Path) -> Iterator[Any]:
-    """Open an empty HDF5 file or zarr group; what HDF5 says of a full disk becomes an OSError."""
+def open_file(path: Path) -> Iterator[NewFile]:
+    """Open an empty HDF5 file or zarr group; a full disk is an OSError."""
     if path.suffix == ".zarr":
         import zarr
 
-        yield zarr.open_group(str(path), mode="w", zarr_format=3)
+        yield NewFile(zarr.open_group(str(path), mode="w", zarr_format=3), lambda: None)
         return
-    import h5py
-
-    file = h5py.File(path, "w")
-    try:
+    with new_hdf5(path) as file:
         yield file
-        file.close()
-    except RuntimeError as error:
-        if not _from_hdf5(error):
-            raise
-        raise OSError(str(error)) from error
-    finally:
-        with suppress(Exception):
-            file.close()
-
-
-def _from_hdf5(error: BaseException) -> bool:
-    """Whether HDF5, and not the maker of the blocks, raised this: its errors end in a frame of h5py."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and "h5py" in trace.tb_frame.f_code.co_filename

@@ -107,13 +107,15 @@ def write_csr(
     if len(var) > _MAX_GENES:
         raise InputError(f"var has {len(var):,} rows: column indices are 32 bits, at most {_MAX_GENES:,}")
     bar = nullcontext(_silent) if obs is None else progress_bar("write", len(obs), enabled=progress)
-    with atomic_path(path) as temporary, open_file(temporary) as root:
+    with atomic_path(path) as temporary, open_file(temporary) as file:
+        root = file.root
         annotate(root, {"var": var, "uns": dict(uns or {})} | ({} if obs is None else {"obs": obs}))
         with ThreadPoolExecutor(threads) as pool, _cancelled(pool), bar as advance:
             matrix = GrowingCsr(root, len(var), dtype, layout, pool, 2 * threads)
             frame = GrowingFrame(root, "obs", path.suffix) if obs is None else None
             for number, item in enumerate(blocks):
                 advance(_append(matrix, frame, item, number, None if obs is None else len(obs)))
+                file.check()
             _finish(matrix, frame, obs)
     return path
 
