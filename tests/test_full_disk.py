@@ -183,7 +183,6 @@ def test_what_the_disk_did_not_take_can_be_read_again(tmp_path, monkeypatch):
 
 def test_it_is_the_file_that_anndata_writes(tmp_path, adata):
     import anndata as ad
-
     import h5py
 
     write_anndata(adata, tmp_path / "a.h5ad")
