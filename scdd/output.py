@@ -88,6 +88,8 @@ def write_anndata(adata: anndata.AnnData, path: str | Path) -> None:
 
         with new_hdf5(temporary) as file:
             write_elem(file.root, "/", adata, dataset_kwargs={"compression": "gzip"})
+            if adata.raw is None:
+                file.root.pop("raw", None)  # an empty one, which write_h5ad leaves out and old readers refuse
 
 
 def _put(new: Path, path: Path) -> None:

@@ -183,7 +183,12 @@ def test_what_the_disk_did_not_take_can_be_read_again(tmp_path, monkeypatch):
 
 def test_it_is_the_file_that_anndata_writes(tmp_path, adata):
     import anndata as ad
+    import h5py
 
+    write_anndata(adata, tmp_path / "a.h5ad")
+    adata.write_h5ad(tmp_path / "b.h5ad")
+    with h5py.File(tmp_path / "a.h5ad") as a, h5py.File(tmp_path / "b.h5ad") as b:
+        assert set(a) == set(b)
     adata.uns["log1p"], adata.obsm["X_code"] = {"base": None}, np.ones((240, 2))
     adata.raw = adata
     write_anndata(adata, tmp_path / "a.h5ad")

@@ -197,7 +197,8 @@ def _store_of_legacy(path: Path | RemoteFiles) -> Store:
 
 def _store_of_group(name: str, root: Any) -> Store:
     obs, var = _table(root["obs"]), _table(root["var"])
-    raw_var = _table(root["raw/var"]) if "raw" in root and "var" in root["raw"] else None
+    has_raw = hasattr(root.get("raw"), "keys") and "var" in root["raw"]  # there may be a raw that is None
+    raw_var = _table(root["raw/var"]) if has_raw else None
     paths = ["X"] if "X" in root else []
     paths += [f"layers/{key}" for key in root["layers"]] if "layers" in root else []
     names = {"X": pd.Index(var.index)}
