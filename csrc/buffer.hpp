@@ -12,6 +12,7 @@ class Buffer {
   // At least `size` bytes, aligned for every element type; the former content is lost.
   uint8_t* reserve(size_t size) {
     if (size > size_) {
+      size_ = 0;  // should memory run out
       bytes_.reset();  // before the new one is taken: both at once would double the peak
       bytes_.reset(new uint8_t[size]);
       size_ = size;

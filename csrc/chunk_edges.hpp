@@ -75,8 +75,8 @@ class ChunkEdges {
     const std::lock_guard<std::mutex> hold(mutex_);
     if (kept_.count(key)) return;
     while (bytes_ + size > limit_) drop_oldest();
+    order_.push_back(key);  // first: should memory run out, it names nothing, as one that has been taken
     kept_.emplace(key, std::move(packed));
-    order_.push_back(key);
     bytes_ += size;
   }
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import pickle
 import resource
+import signal
 import threading
 
 import anndata as ad
@@ -144,6 +146,18 @@ def test_a_buffer_that_is_held_is_never_handed_out_again():
     del first
     assert free.take((8,), np.float32).ctypes.data == address, "a free buffer is used again"
     assert pickle.loads(pickle.dumps(free)).take((2,), np.float32).shape == (2,)
+
+
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent():
+    pool = BufferPool()
+    held = pool.take((8,), np.float32)
+    with pool._lock:  # as another thread may, just now
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            array = pool.take((8,), np.float32)
+            os._exit(array.ctypes.data == held.ctypes.data)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("workers", [0, 2])

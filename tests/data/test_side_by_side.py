@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import anndata as ad
@@ -10,6 +12,7 @@ import pytest
 from scipy import sparse
 
 import scdd
+from scdd.data.loading.lanes import Lanes
 from scdd.data.packed.header import ROWS
 from scdd.data.packed.writing import pack
 from scdd.errors import DataFileError
@@ -107,3 +110,46 @@ def test_damage_comes_in_its_place(h5ad, tmp_path):
         delivered.extend(cells)
     assert len(delivered) <= 625 // 50
     assert not makers()
+
+
+def test_a_thread_iterates_on_when_the_main_thread_has_ended(h5ad):
+    program = f"""
+import threading
+import scdd
+
+loader = scdd.CellLoader({str(h5ad)!r}, cache={str(h5ad.with_suffix(".packed"))!r}, batch_size=10, window=400,
+                         output="csr", workers=3, preload=2)
+
+def read():
+    n = 0
+    for batch in loader:
+        n += len(batch.row_ids)
+        threading.main_thread().join()  # after which no executor of the standard library takes work
+    print(n)
+
+threading.Thread(target=read).start()
+"""
+    call = [sys.executable, "-c", program]
+    done = subprocess.run(call, check=False, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == str(N), done.stderr
+
+
+def test_no_more_threads_than_the_system_grants(monkeypatch):
+    start, started = threading.Thread.start, []
+
+    def refuse(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    lanes = Lanes(3, name="scdd-batches")
+    squares = [lanes.submit(pow, k, 2) for k in range(5)]
+    broken = lanes.submit(pow, 0, -1)
+    assert [square.result() for square in squares] == [0, 1, 4, 9, 16]
+    with pytest.raises(ZeroDivisionError):
+        broken.result()
+    lanes.close()
+    assert len(started) == 1
+    assert not started[0].is_alive()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -509,3 +513,31 @@ def test_vocabularies_are_checked(adata):
         GeneVocabulary(adata.var_names[[0, 0]], np.ones(2, np.float32))
     with pytest.raises(InputError, match="2 finite numbers above 0"):
         GeneVocabulary(adata.var_names[:2], np.array([1, 0], np.float32))
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists() or "san.so" in os.environ.get("LD_PRELOAD", ""),
+    reason="needs the size of this process, and sanitizers a lot of address space",
+)
+def test_a_thread_goes_on_after_memory_ran_out():
+    program = """
+import resource
+import numpy as np
+from scdd import _csr
+
+def tokens(n):
+    arrays = np.ones(n, np.uint8), np.zeros(n, np.uint16), np.array([0, n])
+    return _csr.gather_tokens(*arrays, np.array([0]), np.zeros(4, np.int32))[0]
+
+tokens(1000)
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (150 << 20),) * 2)
+try:
+    tokens(40_000_000)
+except MemoryError:
+    print(tokens(1000).tolist())
+"""
+    call = [sys.executable, "-c", program]
+    done = subprocess.run(call, check=False, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[0]", (done.returncode, done.stderr)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from scdd.data.loading.lanes import Lanes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -156,7 +157,7 @@ class BatchMaker:
                 yield from self.batches(span, first)
                 first = 0
             return
-        pool = ThreadPoolExecutor(lanes, thread_name_prefix="scdd-batches")
+        pool = Lanes(lanes, name="scdd-batches")
         under_way: deque[tuple[Group, Future[Made]]] = deque()
         try:
             for group in self._all_groups(spans, first, self.cells_a_call // lanes):
@@ -166,7 +167,7 @@ class BatchMaker:
             while under_way:
                 yield from self._cut_next(under_way)
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.close()
 
     def _cut_next(self, under_way: deque[tuple[Group, Future[Made]]]) -> Iterator[CellBatch]:
         group, made = under_way.popleft()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,10 @@ class BufferPool:
 
     def __init__(self, *, pinned: bool = False, kept: int = 16) -> None:
         self._pinned, self._kept = pinned, kept
+        self._start_afresh()
+        _pools.add(self)
+
+    def _start_afresh(self) -> None:
         self._buffers: list[np.ndarray] = []
         self._lock = threading.Lock()  # two iterators of one loader run on two threads
 
@@ -61,6 +67,18 @@ class BufferPool:
             self._buffers.pop(0)
         self._buffers.append(buffer)
         return buffer
+
+
+# After a fork a lock may be held, and buffers be in use, by threads that only the parent has.
+_pools: weakref.WeakSet[BufferPool] = weakref.WeakSet()
+
+
+def _start_all_afresh() -> None:
+    for pool in list(_pools):
+        pool._start_afresh()
+
+
+os.register_at_fork(after_in_child=_start_all_afresh)
 
 
 def _pool(pinned: bool, kept: int) -> BufferPool:
