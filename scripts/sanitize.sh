@@ -9,7 +9,7 @@ root=$PWD
 python=${PYTHON:-.venv/bin/python}
 [ $# -gt 0 ] || set -- address,undefined thread
 
-tests=(tests/data/test_{csr,codecs,stored,packed,tokens,cell_statistics,moments,pca,loader}.py)
+tests=(tests/data/test_{csr,codecs,stored,packed,tokens,schedule,side_by_side,cell_statistics,moments,pca,loader}.py)
 # A forked child of a process with threads is more than the thread sanitizer follows, and numba, which scanpy calls,
 # runs OpenMP that it cannot see into. The ordinary run has these tests.
 declare -A left_out=([thread]="fork or scanpy")
