@@ -42,8 +42,7 @@ class TokenGather {
   TokenGather(const Rows& rows, const int64_t* wanted, int64_t n, const TokenPlan& plan, Memory& memory,
               int64_t threads)
       : rows_(rows), wanted_(wanted), n_(n), plan_(plan), memory_(memory), threads_(threads),
-        tasks_(threads == 1 ? 1 : std::max<int64_t>(1, std::min(4 * threads, n / kRowsWorthAThread))),
-        room_(static_cast<size_t>(tasks_ + 1)) {}
+        tasks_(number_of_tasks(n, threads)), room_(static_cast<size_t>(tasks_ + 1)) {}
 
   // The most tokens that there can be.
   int64_t measure() {
@@ -98,6 +97,12 @@ class TokenGather {
   Memory& memory_;
   int64_t threads_, tasks_;
   std::vector<int64_t> room_;  // where each task's tokens begin
+
+  // Several a thread, as cells differ in length. Any number of threads may have been asked for.
+  static int64_t number_of_tasks(int64_t n, int64_t threads) {
+    const int64_t most = n / kRowsWorthAThread;
+    return threads == 1 ? 1 : std::max<int64_t>(1, std::min(4 * std::min(threads, most), most));
+  }
 
   int64_t first(int64_t task) const { return n_ * task / tasks_; }
 

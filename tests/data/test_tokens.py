@@ -541,3 +541,12 @@ except MemoryError:
     call = [sys.executable, "-c", program]
     done = subprocess.run(call, check=False, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[0]", (done.returncode, done.stderr)
+
+
+def test_any_number_of_threads_may_be_asked_for():
+    counts = sparse.random(100, 20, 0.5, "csr", np.float32, np.random.default_rng(0))
+    arrays = (*Arrays.of(counts), np.arange(100), np.arange(20, dtype=np.int32))
+    expected = _csr.gather_tokens(*arrays)
+    for threads in (2**61, 2**62, 2**63 - 1):  # four tasks a thread would be more than can be counted
+        for part, wanted in zip(_csr.gather_tokens(*arrays, threads=threads), expected, strict=True):
+            np.testing.assert_array_equal(part, wanted)
