@@ -98,7 +98,10 @@ py::array bin_values_py(const py::array& values, const py::array& edges, int64_t
 }
 
 py::tuple tile_schedule_py(const py::array& starts, int64_t tile_rows) {
-  const int64_t* begins = vector_of<int64_t>(starts, "starts");
+  const int64_t* given = vector_of<int64_t>(starts, "starts");
+  // A copy: outputs are as large as the numbers say that have been checked, whoever changes the array meanwhile.
+  const std::vector<int64_t> checked(given, given + starts.size());
+  const int64_t* begins = checked.data();
   if (tile_rows < 1 || tile_rows > INT32_MAX) {
     throw py::value_error("tile_rows is " + std::to_string(tile_rows) + ", and must lie in 1..2147483647");
   }
