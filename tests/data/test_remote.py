@@ -440,8 +440,10 @@ def test_an_answer_that_is_too_short(bucket, folder):
 def test_a_server_without_ranges(web, folder, bucket):
     web.serves_ranges = False
     port = web.server_address[1]
-    with pytest.raises(DataFileError, match="does not serve ranges"):
+    with pytest.raises(DataFileError, match=r"does not serve ranges\); copy the file to a local disk"):
         scdd.Atlas(f"http://127.0.0.1:{port}/gzip.h5ad")
+    # Each time it sends the whole file.
+    assert len(set(web.asked)) == len(web.asked)
 
 
 @pytest.mark.parametrize("name", ["gzip.h5ad", "v2.zarr", "sharded.zarr"])
@@ -720,3 +722,28 @@ def test_a_full_disk_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(DataFileError, match=r"No space left.*TMPDIR"):
         own.write(0, 0, b"bytes")
+
+
+def test_no_folder_for_the_bytes_that_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirrors.tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(DataFileError, match=r"gone \(No such file or directory\).*TMPDIR"):
+        mirrors.Mirror([100])
+
+    def full(*ignored):
+        raise OSError(27, "File too large")
+
+    monkeypatch.setattr(mirrors.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(mirrors.Mirror, "_empty", full)
+    with pytest.raises(DataFileError, match=r"File too large.*TMPDIR"):
+        mirrors.Mirror([100])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_not_there_is_not_a_file_that_is_missing(monkeypatch):
+    pytest.importorskip("aiohttp")
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.001)
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
+        port = server.server_address[1]
+    with pytest.raises(DataFileError, match=r"cannot be read \(ClientConnectorError") as error:
+        scdd.Atlas(f"http://127.0.0.1:{port}/a.h5ad")
+    assert "does not exist" not in str(error.value)

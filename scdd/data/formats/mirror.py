@@ -33,16 +33,27 @@ class Mirror:
     Parameters
     ----------
     sizes : bytes of each object
+
+    Raises
+    ------
+    DataFileError
+        The folder cannot be made, or the files may not be as long as the objects.
     """
 
     def __init__(self, sizes: Sequence[int]):
         self._sizes = sizes
-        self._folder = Path(tempfile.mkdtemp(prefix="scdd-remote-"))
-        self._finalizer = weakref.finalize(self, _remove, self._folder, os.getpid())
         self._standing = len(sizes) <= _STANDING
         self._written: set[int] = set()
-        for number in range(len(sizes)) if self._standing else ():
-            self._empty(number)
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="scdd-remote-"))
+            self._finalizer = weakref.finalize(self, _remove, self._folder, os.getpid())
+            for number in range(len(sizes)) if self._standing else ():
+                self._empty(number)
+        except OSError as error:
+            raise DataFileError(
+                f"no files for what comes of remote ones can be made in {_temporary_folder()} "
+                f"({error.strerror or error}); free space there, or set TMPDIR to another folder"
+            ) from error
 
     @property
     def paths(self) -> list[str]:
@@ -132,6 +143,13 @@ def _hole_puncher() -> Callable[[int, int, int], bool] | None:
         return None
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     return lambda handle, offset, size: fallocate(handle, _PUNCH, offset, size) == 0
+
+
+def _temporary_folder() -> str:
+    try:
+        return tempfile.gettempdir()
+    except OSError:  # there is none that can be written
+        return "a temporary folder"
 
 
 def _remove(folder: Path, owner: int) -> None:

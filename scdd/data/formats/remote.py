@@ -24,6 +24,8 @@ _TIMES = ("last_modified", "lastmodified", "updated", "modified", "mtime", "crea
 ATTEMPTS = 4
 FIRST_WAIT = 0.25
 _NOTICE = 0.05
+# Some stores refuse what is missing too, where they may not be listed.
+_REFUSED, _GONE = (401, 403), (404, 410)
 _FINAL = (FileNotFoundError, IsADirectoryError, PermissionError, NotImplementedError, ScddError)
 # Few requests at once for what comes one by one: the size and time of an object.
 _ASKED_AT_ONCE = 32
@@ -96,7 +98,8 @@ class RemoteFiles:
         wait = FIRST_WAIT
         for _ in range(ATTEMPTS - 1):
             failed = [k for k, answer in enumerate(got) if _fault(ranges[k], answer)]
-            if not failed or any(is_final(got[k]) for k in failed):
+            # A server without ranges sent all of the object, and would again.
+            if not failed or any(is_final(got[k]) or _whole(ranges[k], got[k]) for k in failed):
                 break
             _sleep(wait, stopped)
             wait *= 4
@@ -105,9 +108,10 @@ class RemoteFiles:
         for part, answer in zip(ranges, got, strict=True):
             if fault := _fault(part, answer):
                 cause = answer if isinstance(answer, BaseException) else None
+                remedy = "" if _whole(part, answer) else "check the network and the object, or "
                 raise DataFileError(
                     f"{part.path} cannot be read at bytes {part.start}:{part.stop} ({fault}); "
-                    "check the network and the object, or copy the file to a local disk"
+                    f"{remedy}copy the file to a local disk"
                 ) from cause
         return got
 
@@ -122,12 +126,12 @@ class RemoteFiles:
                 fs.invalidate_cache(inner)
                 return _identity(path, fs.info(inner))
             except Exception as failure:  # each file system has errors of its own
-                error = failure
-                if is_final(failure):
+                error = _met(failure)
+                if is_final(error):
                     break
         if isinstance(error, DataFileError):
             raise error
-        reason = "it does not exist" if isinstance(error, FileNotFoundError) else said(error)
+        reason = _missing(error) if isinstance(error, FileNotFoundError) else said(error)
         raise DataFileError(
             f"{path} cannot be read ({reason}); check the URL, the network and your access to it"
         ) from error
@@ -235,9 +239,27 @@ def _fault(part: Range, answer: Any) -> str | None:
     wanted = part.stop - part.start
     if len(answer) == wanted:
         return None
-    if len(answer) > wanted:
+    if _whole(part, answer):
         return f"{len(answer)} bytes came for {wanted}: the server does not serve ranges"
     return f"{len(answer)} bytes came for {wanted}"
+
+
+def _whole(part: Range, answer: Any) -> bool:
+    """Whether more came than was asked for: the server sends whole objects."""
+    return not isinstance(answer, BaseException) and len(answer) > part.stop - part.start
+
+
+def _met(error: Exception) -> Exception:
+    """What a file system met: fsspec says of a web server that is not there that the object is missing."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    return error if getattr(cause, "status", None) in (*_REFUSED, *_GONE) else cause
+
+
+def _missing(error: BaseException) -> str:
+    refused = getattr(error.__cause__, "status", None) in _REFUSED
+    return "it does not exist, or access to it is refused" if refused else "it does not exist"
 
 
 def is_final(answer: Any) -> bool:
