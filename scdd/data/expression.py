@@ -83,7 +83,10 @@ class Values(NamedTuple):
         if self.integer:
             return "holds only 0 and 1" if self.only_ones else "holds whole numbers"
         kind = "looks like log1p data" if self.largest <= _LOG1P_CEILING else "holds fractional values"
-        return f"{kind} (largest value {self.largest:.4g})"
+        # Of data that is fractional all over, the first cell says nothing.
+        first = self.faults.fractional
+        where = f", first fraction in {row_name(first, cells)}" if first > 0 and cells is not None else ""
+        return f"{kind} (largest value {self.largest:.4g}){where}"
 
 
 def row_name(row: int, cells: pd.Index | None) -> str:

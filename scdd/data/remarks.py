@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # float32 holds every whole number below this.
 EXACT = 1 << 24
 # What missing entries become when a column is turned into strings, here or by whoever wrote the file.
-_BLANK = {"", "nan", "NaN", "NAN", "None", "NA", "<NA>"}
+_BLANK = {"", "nan", "NaN", "NAN", "None", "NA", "<NA>", "N/A", "n/a", "#N/A", "null", "NULL", "NaT"}
 
 
 def remark_on_mask(values: Values, name: str, layer: str, others: Iterable[str]) -> None:

@@ -34,6 +34,18 @@ def test_opening_names_the_first_row_and_its_cell(adata, tmp_path, value, said, 
             scdd.Atlas(source, expression=expression)
 
 
+@pytest.mark.parametrize("top", [3.0, 900.0])
+def test_opening_names_the_first_fraction_among_counts(adata, tmp_path, top):
+    _with(_with(adata, 0, top), 117, 1.5).write_h5ad(tmp_path / "a.h5ad")
+    for source in (adata, tmp_path / "a.h5ad"):
+        with pytest.raises(InputError, match=r"first fraction in row 117 \(cell 'cell_117'\)"):
+            scdd.Atlas(source)
+    adata.X = adata.X * 0.5
+    with pytest.raises(InputError) as error:
+        scdd.Atlas(adata)
+    assert "first fraction" not in str(error.value)
+
+
 @pytest.mark.parametrize("value", [np.nan, -1.0, 0.5])
 def test_reading_names_the_row_and_its_cell(make_atlas, tmp_path, value):
     """Rows that the look on opening does not see."""
@@ -118,7 +130,7 @@ def test_a_rounded_count_in_memory_is_found_by_a_loader_alone(make_atlas):
 
 
 @pytest.mark.parametrize("categorical", [True, False])
-@pytest.mark.parametrize("name", ["", "nan", "NaN", "None", " "])
+@pytest.mark.parametrize("name", ["", "nan", "NaN", "None", " ", "N/A", "null"])
 def test_labels_that_look_missing_are_said_once(adata, name, categorical):
     labels = adata.obs["cell_type"].astype(str)
     labels.iloc[:7] = name
