@@ -256,9 +256,15 @@ def _open_zarr(path: Path) -> Any:
     try:
         return zarr.open_group(str(path), mode="r")
     except Exception as error:
+        found = sorted(inside.name for inside in path.glob("*.h5"))
+        remedy = (
+            f"name its .h5 files ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''}), one or a list"
+            if found
+            else "name the file or the folder that directly holds it"
+        )
         raise DataFileError(
             f"{path} is a folder that holds no atlas: no zarr store, no .h5ad or .zarr "
-            "files, no 10x matrix.mtx; name the file or the folder that directly holds it"
+            f"files, no 10x matrix.mtx; {remedy}"
         ) from error
 
 

@@ -20,7 +20,7 @@ from scdd.data.formats.transcoded import TranscodedRows
 from scdd.data.inspection import reading_speed, survey
 from scdd.data.inspection.describe import describe
 from scdd.data.inspection.stored_form import form_of
-from scdd.errors import InputError
+from scdd.errors import DataFileError, InputError
 
 N, GENES = 900, 60
 
@@ -353,7 +353,27 @@ def test_no_such_label(h5ad):
 def test_missing_labels_are_not_counted(cells, tmp_path):
     changed = cells.copy()
     changed.obs["cell_type"] = pd.Series(["b", None] * (N // 2), index=cells.obs_names)
-    assert f"b: {N // 2}" in describe(write(changed, tmp_path / "a.h5ad"), label="cell_type")
+    said = describe(write(changed, tmp_path / "a.h5ad"), label="cell_type")
+    assert f"    b: {N // 2}\n    (no label): {N // 2}" in said
+    changed.obs["cell_type"] = ["b", ""] * (N // 2)
+    said = describe(write(changed, tmp_path / "b.h5ad"), label="cell_type")
+    assert f"    '': {N // 2}" in said
+    assert "no label" not in said
+
+
+def test_a_table_without_columns(cells, tmp_path):
+    bare = cells.copy()
+    bare.obs = bare.obs[[]]
+    assert describe(write(bare, tmp_path / "a.h5ad")).endswith("  obs columns: none")
+
+
+def test_a_folder_of_10x_files_names_them(tmp_path):
+    for name in "abcd":
+        (tmp_path / f"{name}.h5").touch()
+    with pytest.raises(
+        DataFileError, match=r"name its \.h5 files \(a\.h5, b\.h5, c\.h5, \.\.\.\), one or a list"
+    ):
+        describe(tmp_path)
 
 
 # What an atlas would refuse, leave out or rename

@@ -37,7 +37,7 @@ def _atlas(path: Path, label: str | None) -> str:
         found = survey(path, store, name)
         lines.append(f"  {name}: {len(genes):,} genes, {found.values.describe(store.obs.index)}")
         lines += [f"    {line}" for line in (duplicated(genes), *found.lines) if line]
-    lines.append("  obs columns:")
+    lines.append("  obs columns:" if len(store.obs.columns) else "  obs columns: none")
     for key in store.obs:
         column = store.obs[key]
         missing = f", {int(column.isna().sum())} missing" if column.isna().any() else ""
@@ -52,7 +52,16 @@ def _classes(store: Store, label: str) -> list[str]:
         known = ", ".join(map(str, store.obs.columns)) or "none"
         raise InputError(f"obs has no column {label!r} in {store.name}; its columns are: {known}")
     counts = store.obs[label].value_counts()
-    return [f"  {label}:", *(f"    {name}: {n:,}" for name, n in counts.items())]
+    missing = int(store.obs[label].isna().sum())
+    unlabelled = [f"    (no label): {missing:,}"] if missing else []
+    return [
+        f"  {label}:",
+        *(
+            f"    {str(name)!r}: {n:,}" if not str(name).strip() else f"    {name}: {n:,}"
+            for name, n in counts.items()
+        ),
+        *unlabelled,
+    ]
 
 
 def _model(path: Path) -> str:
