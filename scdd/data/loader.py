@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from scdd.data.loading.vocabulary import GeneVocabulary
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -120,7 +121,8 @@ class CellLoader:
         self.atlas = atlas = Atlas.of(atlas)
         self.workers = default_threads() if workers is None else workers
         rank, world_size = _place_among_ranks(rank, world_size)
-        _check_sizes(batch_size=batch_size, block_size=block_size, window=window, workers=self.workers)
+        sizes = {"batch_size": batch_size, "block_size": block_size, "window": window}
+        _check_sizes(**sizes, workers=self.workers, memory_limit=memory_limit)
         form: dict[str, Any] = {"output": output, "dtype": dtype, "counts": counts}
         _check_choices(**form, seed=seed, standardise=standardise, expression=atlas.expression)
         self.output, self.drop_last, self._finish, self._cache = output, drop_last, transform, cache
@@ -195,11 +197,14 @@ class CellLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where ``state_dict`` was taken; refuses a state of another order."""
+        if not isinstance(state, Mapping) or not {"epoch", "batch", "order"} <= state.keys():
+            raise InputError(f"{_clipped(state)} is no state of a loader; pass what state_dict() returned")
         for name, value in self._schedule.settings().items():
-            if state["order"].get(name) != value:
+            if (had := state["order"].get(name)) != value:
+                cache = " (cache= is one: with a packed copy rows are read one by one)"
                 raise InputError(
-                    f"the saved loader had {name}={state['order'].get(name)}, this one has {name}={value}; "
-                    "make it with the same settings to resume"
+                    f"the saved loader had {name}={had}, this one has {name}={value}; make it with the same "
+                    f"settings to resume{cache if name in ('block_size', 'window', 'blocks') else ''}"
                 )
         epoch, batch = int(state["epoch"]), int(state["batch"])
         # A state taken after the last batch resumes at the next epoch, not with an empty remainder.
@@ -314,6 +319,11 @@ def _tokens(
     return TokenTransform.of(names, atlas, max_genes=max_genes)
 
 
+def _clipped(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= 60 else f"{said[:57]}..."
+
+
 def _check_sizes(**sizes: int | None) -> None:
     for name, value in sizes.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
@@ -325,8 +335,8 @@ def _check_sizes(**sizes: int | None) -> None:
 def _check_choices(
     *, output: str, dtype: str, counts: bool, seed: int, standardise: bool, expression: str
 ) -> None:
-    if seed < 0:
-        raise InputError(f"seed={seed} must not be negative")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InputError(f"seed={seed!r} must be a whole number, 0 or above")
     if output not in ("dense", "csr", "tokens"):
         raise InputError(f"output={output!r}; choose 'dense', 'csr' or 'tokens'")
     if dtype not in OUTPUT_TYPES:

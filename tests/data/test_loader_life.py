@@ -179,6 +179,27 @@ def test_sizes_are_whole_numbers(path, batch_size):
         CellLoader(Atlas(path), batch_size=batch_size)
 
 
+@pytest.mark.parametrize(
+    "options", [{"memory_limit": "1GB"}, {"seed": "x"}, {"seed": 1.5}, {"seed": -1}, {"genes": "GENE1"}]
+)
+def test_arguments_of_another_kind_are_named(path, options):
+    ((name, value),) = options.items()
+    with pytest.raises(InputError, match=f"{name}={value!r} "):
+        CellLoader(Atlas(path), **options)
+
+
+@pytest.mark.parametrize("state", [None, {}, {"epoch": 1}, [1]])
+def test_a_state_that_is_none_is_refused(path, state):
+    with pytest.raises(InputError, match="is no state of a loader"):
+        CellLoader(Atlas(path)).load_state_dict(state)
+
+
+def test_a_state_saved_with_a_cache_says_so(path, tmp_path):
+    state = CellLoader(Atlas(path), cache=tmp_path / "a.packed").state_dict()
+    with pytest.raises(InputError, match="cache="):
+        CellLoader(Atlas(path)).load_state_dict(state)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("options", [{}, {"batch_size": 8}, {"batch_size": 8, "drop_last": True}])
 @pytest.mark.parametrize("transform", [None, lambda batch: batch.x])

@@ -53,6 +53,8 @@ def gene_transform(
 
 
 def _wanted(genes: Sequence[str] | pd.Index | None, atlas: Atlas) -> pd.Index:
+    if isinstance(genes, str):
+        raise InputError(f"genes={genes!r} is one string; pass a list of names, [{genes!r}]")
     names = pd.Index(atlas.var_names if genes is None else genes).astype(str)
     missing = names[~names.isin(atlas.var_names.astype(str))]
     if len(missing):
