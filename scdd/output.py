@@ -45,7 +45,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if isinstance(error, DataFileError):
             raise
         raise DataFileError(
-            f"{path} cannot be written ({error.strerror or error}); free space or choose another --out"
+            f"{path} cannot be written ({error.strerror or error}); "
+            "free space or choose another place (--out, cache=)"
         ) from error
     finally:
         _remove(temporary)

@@ -101,7 +101,7 @@ KINDS = [
 def test_nothing_is_left_and_the_process_ends_in_order(tmp_path, kind, name, limits):
     out = tmp_path / name
     refused = [
-        f"{out} cannot be written (File too large); free space or choose another --out",
+        f"{out} cannot be written (File too large); free space or choose another place (--out, cache=)",
         "ended with 3 and left []",
     ]
     said = written(out, kind, *limits, FREE)
@@ -128,7 +128,8 @@ def test_the_command_says_so(tmp_path, h5ad, name):
     assert done.returncode == 3, done.stderr
     said = [line for line in done.stderr.splitlines() if line.startswith("scdd")]
     assert said == [
-        f"scdd: {tmp_path / name} cannot be written (File too large); free space or choose another --out"
+        f"scdd: {tmp_path / name} cannot be written (File too large); "
+        "free space or choose another place (--out, cache=)"
     ]
     assert list(tmp_path.iterdir()) == [h5ad]
 
