@@ -1,0 +1,5 @@
+"""`python -m scdd`."""
+
+from scdd.cli import main
+
+main()
