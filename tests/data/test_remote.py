@@ -446,6 +446,18 @@ def test_a_server_without_ranges(web, folder, bucket):
     assert len(set(web.asked)) == len(web.asked)
 
 
+def test_a_large_file_does_not_come_whole(web, folder, bucket, monkeypatch):
+    monkeypatch.setattr(remote, "_LARGE", 1_000)
+    url = f"http://127.0.0.1:{web.server_address[1]}/gzip.h5ad"
+    atlas = scdd.Atlas(url)
+    assert web.asked[:2] == [("HEAD", "/gzip.h5ad", None), ("GET", "/gzip.h5ad", "bytes=1-1025")]
+    assert len(atlas) == CELLS
+    web.serves_ranges, web.asked = False, []
+    with pytest.raises(DataFileError, match=r"gzip.h5ad cannot be read \(its server does not serve ranges"):
+        scdd.Atlas(url)
+    assert len(web.asked) == 2, "nothing more was fetched"
+
+
 @pytest.mark.parametrize("name", ["gzip.h5ad", "v2.zarr", "sharded.zarr"])
 def test_an_object_replaced_while_in_use(bucket, folder, name):
     url = put(name, folder)

@@ -29,6 +29,8 @@ _REFUSED, _GONE = (401, 403), (404, 410)
 _FINAL = (FileNotFoundError, IsADirectoryError, PermissionError, NotImplementedError, ScddError)
 # Few requests at once for what comes one by one: the size and time of an object.
 _ASKED_AT_ONCE = 32
+# What is too large to come whole because one range of it was asked for; bytes that tell whether it would.
+_LARGE, _PROBED = 1 << 24, 1 << 10
 # Objects that one answer to a listing holds.
 _LISTED = 1_000
 
@@ -144,6 +146,29 @@ class RemoteFiles:
             if isinstance(error.__cause__, (FileNotFoundError, IsADirectoryError)):
                 return None
             raise
+
+    def refuse_without_ranges(self, path: str, size: int) -> None:
+        """Ask a web server for a byte of a large object: who serves no ranges would send all of it.
+
+        Raises
+        ------
+        DataFileError
+            It serves none; the answer was not read further.
+        """
+        if self.lists or size < _LARGE:
+            return
+        try:
+            # fsspec reads such an answer as it comes in a file of its own, else at once.
+            with self._open()[0].open(self._inner(path), block_size=_PROBED, size=size) as file:
+                file.seek(1)
+                file.read(1)
+        except ValueError as error:
+            if "range" in str(error):
+                raise DataFileError(
+                    f"{path} cannot be read (its server does not serve ranges); copy the file to a local disk"
+                ) from error
+        except Exception:  # whatever it is, `fetch` meets it as well, and says so
+            pass
 
     def identities(self, paths: Sequence[str]) -> dict[str, FileIdentity | None]:
         """The same of some objects, asked for at once."""

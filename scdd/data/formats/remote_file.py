@@ -39,6 +39,7 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, files: RemoteFiles):
         self.files, self.identity = files, files.identity(files.url)
+        files.refuse_without_ranges(files.url, self.identity.size)
         self._at, self._next, self._ahead = 0, -1, 1
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
         self._nodes: dict[int, bytes] = {}
