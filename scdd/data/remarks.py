@@ -65,6 +65,15 @@ def remark_on_blank_labels(key: str, names: Sequence[str], codes: np.ndarray, to
     )
 
 
+def remark_on_other_labels(key: str, met: str, names: Sequence[str]) -> None:
+    """Categories of which no cell has any; ``met`` is a label that a cell has."""
+    _warn(
+        f"no cell has any of the {len(names)} labels that labels= gives for obs[{key!r}] (e.g. "
+        f"{names[0] if names else None!r}; the first cell has {met!r}): every code is -1; give the labels "
+        "as the column spells them"
+    )
+
+
 def _warn(message: str) -> None:
     # At the line of the user, whichever function of ours it is that called.
     warnings.warn(message, stacklevel=_frames_to_the_user())

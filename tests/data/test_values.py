@@ -71,7 +71,7 @@ def _warned(act) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         act()
-    ours = [w for w in caught if str(w.message).startswith(("AnnData: ", "a.h5ad: ", "obs["))]
+    ours = [w for w in caught if str(w.message).startswith(("AnnData: ", "a.h5ad: ", "obs[", "no cell"))]
     assert all(w.filename == __file__ for w in ours), "the user's line, not one of ours"
     return [str(w.message) for w in ours]
 
@@ -159,3 +159,17 @@ def test_missing_labels_are_as_they_were(adata):
     assert not _warned(lambda: scdd.CellLoader(adata, labels=["cell_type"]))
     with pytest.raises(InputError, match="no label for 1 of 240 cells"):
         scdd.Atlas(adata).labels("cell_type")
+
+
+def test_categories_that_no_cell_has_are_said(adata):
+    (said,) = _warned(lambda: scdd.CellLoader(adata, labels={"cell_type": ["Type 0", "Type 1"]}))
+    assert "'Type 0'; the first cell has 'type " in said
+    assert not _warned(lambda: scdd.CellLoader(adata, labels={"cell_type": ["Type 0", "type 1"]}))
+    adata.obs["cell_type"] = np.nan
+    assert not _warned(lambda: scdd.CellLoader(adata, labels={"cell_type": ["type 0"]}))
+
+
+def test_a_mask_of_genes_is_told_what_to_pass(adata):
+    for mask in (np.ones(adata.n_vars, bool), [True] * adata.n_vars):
+        with pytest.raises(InputError, match=r"genes= is a mask .*var_names\[mask\]"):
+            scdd.CellLoader(adata, genes=mask)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from scdd.data.loading.gather import GeneTransform
+from scdd.data.remarks import remark_on_other_labels
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def _wanted(genes: Sequence[str] | pd.Index | None, atlas: Atlas) -> pd.Index:
     if isinstance(genes, str):
         raise InputError(f"genes={genes!r} is one string; pass a list of names, [{genes!r}]")
     names = pd.Index(atlas.var_names if genes is None else genes).astype(str)
+    if genes is not None and pd.Index(genes).dtype == bool:
+        raise InputError("genes= is a mask (bool); pass the names themselves: atlas.var_names[mask]")
     missing = names[~names.isin(atlas.var_names.astype(str))]
     if len(missing):
         raise InputError(f"genes= names {len(missing)} genes that the atlas lacks, e.g. {missing[0]!r}")
@@ -101,4 +104,6 @@ def label_codes(
         codes[name] = pd.Categorical(text, categories=categories[name]).codes.astype(np.int64)
         if not isinstance(labels, Mapping):
             atlas.remark_on_labels(name, categories[name], codes[name])
+        elif (codes[name] < 0).all() and column.notna().any():
+            remark_on_other_labels(name, str(text.dropna().iloc[0]), categories[name])
     return codes, categories
