@@ -35,6 +35,16 @@ def remark_on_mask(values: Values, name: str, layer: str, others: Iterable[str])
     )
 
 
+def remark_on_unlabelled(sampler: str, codes: np.ndarray) -> None:
+    """Cells of code -1, which a sampler by classes leaves out."""
+    n_without = int((codes < 0).sum())
+    if n_without and n_without < len(codes):
+        _warn(
+            f"sampler={sampler!r} leaves out {n_without:,} of {len(codes):,} cells: they have no label, or "
+            "none of those given"
+        )
+
+
 def rounds_counts(source: Source, block: sparse.csr_matrix, rows: np.ndarray) -> bool:
     """Whether a block holds counts that float32 may have rounded; ``rows`` are its rows in the file."""
     if source.expression != "counts" or not len(block.data) or block.data.max() < EXACT:

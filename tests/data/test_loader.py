@@ -942,6 +942,20 @@ def test_balanced_ranks_share_the_cells_drawn(cells):
     assert difference.sum() == -len(whole) % 3
 
 
+@pytest.mark.parametrize("sampler", ["balanced", "by-class"])
+def test_cells_that_a_sampler_leaves_out_are_counted(cells, sampler, recwarn):
+    missing = int((CellLoader(cells.atlas, labels="cell_type").codes["cell_type"] < 0).sum())
+    assert 0 < missing < N_CELLS
+    recwarn.clear()
+    loader = CellLoader(cells.atlas, labels="cell_type", sampler=sampler)
+    message = f"sampler='{sampler}' leaves out {missing:,} of {N_CELLS:,} cells: they have no label"
+    assert [str(warning.message).startswith(message) for warning in recwarn] == [True]
+    labelled = np.flatnonzero(loader.codes["cell_type"] >= 0)
+    recwarn.clear()
+    CellLoader(cells.atlas, labels="cell_type", sampler=sampler, rows=labelled)
+    assert not recwarn
+
+
 def test_samplers_need_a_label(cells):
     none = cells.atlas.subset(np.arange(3, N_CELLS, 4))  # all of them without
     with pytest.raises(InputError, match="no cell has a label"):

@@ -23,6 +23,7 @@ from scdd.data.loading.plan import (
 )
 from scdd.data.loading.sampling import BalancedSampler, ClassBatches, in_passes
 from scdd.data.loading.shuffle import EpochOrder
+from scdd.data.remarks import remark_on_unlabelled
 from scdd.errors import InputError
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ class Schedule:
             raise InputError(f"sampler={sampler!r} needs labels=: the classes are those of the first label")
         if sampler == "by-class" and world_size > 1:
             raise InputError("sampler='by-class' gives one rank all batches; pass rank=0, world_size=1")
+        if sampler is not None and codes is not None:
+            remark_on_unlabelled(sampler, codes[rows])
         size = min(options["batch_size"], max(len(rows), 1))
         batch = {"output": output, "dtype": dtype, "counts": counts, "batch_size": size}
         costs = costs_of(atlas, transform, max_genes=max_genes, workers=workers, **batch)
