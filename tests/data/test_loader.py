@@ -759,7 +759,7 @@ def test_arguments_that_cannot_be_used(cells, options, message):
     ("options", "message"),
     [
         ({"memory_limit": 1_000}, "memory_limit=1000 is too small"),
-        ({"memory_limit": -5}, "memory_limit=-5 is too small"),
+        ({"memory_limit": -5}, "memory_limit=-5 must be at least 1"),
         ({"memory_limit": 1_500_000, "window": 10**6}, "window=1000000 does not fit into memory_limit"),
     ],
 )
