@@ -55,7 +55,7 @@ for sanitizers in "$@"; do
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
     "ASAN_OPTIONS=$report:suppressions=$root/scripts/asan-suppressions.txt:detect_leaks=0:allocator_may_return_null=1"
     "UBSAN_OPTIONS=$report:print_stacktrace=1:halt_on_error=1"
-    "TSAN_OPTIONS=$report:suppressions=$root/scripts/tsan-suppressions.txt:exitcode=66")
+    "TSAN_OPTIONS=$report:suppressions=$root/scripts/tsan-suppressions.txt:exitcode=66:allocator_may_return_null=1")
   # Addresses drawn at random from more bits than the thread sanitizer expects stop it on newer kernels.
   if [ "$sanitizers" = thread ] && setarch "$(uname -m)" -R true 2>/dev/null; then
     under=(setarch "$(uname -m)" -R "${under[@]}")
