@@ -32,12 +32,6 @@ struct Streams : std::false_type {};
 template <class Rows>
 struct Streams<Rows, std::void_t<decltype(&Rows::stream)>> : std::true_type {};
 
-// Whether a source wants to know early which rows will be asked for: hint() before size(), touch() before the rest.
-template <class Rows, class = void>
-struct TakesHints : std::false_type {};
-template <class Rows>
-struct TakesHints<Rows, std::void_t<decltype(&Rows::hint)>> : std::true_type {};
-
 // column_of_gene == nullptr keeps every gene at its own place.
 template <class Rows>
 struct CsrGather {

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "buffer.hpp"
 #include "csr.hpp"
@@ -20,6 +21,12 @@ namespace scdd {
 struct RowScratch {
   Buffer values, genes;
 };
+
+// Whether a source wants to know early which rows will be asked for: hint() before size(), touch() before the rest.
+template <class Rows, class = void>
+struct TakesHints : std::false_type {};
+template <class Rows>
+struct TakesHints<Rows, std::void_t<decltype(&Rows::hint)>> : std::true_type {};
 
 // Rows of CSR arrays that somebody else owns: nothing in them has been checked yet.
 template <class Value, class Index>

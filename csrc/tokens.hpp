@@ -10,11 +10,11 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "csr.hpp"
 #include "parallel.hpp"
+#include "rows.hpp"
 #include "stream.hpp"
 #include "token_row.hpp"
 
@@ -82,11 +82,6 @@ class TokenGather {
  private:
   using Worker = typename Memory::Worker;
 
-  template <class T, class = void>
-  struct HasHint : std::false_type {};
-  template <class T>
-  struct HasHint<T, std::void_t<decltype(&T::hint)>> : std::true_type {};
-
   static constexpr int64_t kAhead = 16;      // rows: a size lies in far memory, some hundred nanoseconds away
   static constexpr int64_t kFewRows = 2048;  // their sizes are looked up faster than a thread starts
 
@@ -118,7 +113,7 @@ class TokenGather {
   int64_t most_tokens(int64_t task) const {
     int64_t most = 0;
     for (int64_t i = first(task), end = first(task + 1); i < end; ++i) {
-      if constexpr (HasHint<Rows>::value) rows_.hint(i + kAhead < end ? wanted_[i + kAhead] : -1);
+      if constexpr (TakesHints<Rows>::value) rows_.hint(i + kAhead < end ? wanted_[i + kAhead] : -1);
       most += std::min(rows_.size(wanted_[i]), plan_.max_genes);
     }
     return std::min(most, plan_.max_tokens);
