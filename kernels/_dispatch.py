@@ -45,8 +45,18 @@ def define(
     return getattr(torch.ops.scdd, name).default
 
 
-def is_fused(implementation: Implementation, x: torch.Tensor, *, width: int, max_width: int) -> bool:
+def is_fused(implementation: Implementation, x: torch.Tensor, *, limit: str | None = None) -> bool:
     """Whether the registered operator answers for `x`, or else the plain definition.
+
+    Parameters
+    ----------
+    implementation
+        What the caller asked for.
+    x
+        The tensor whose device and dtype decide.
+    limit
+        Why the kernels of this operator can not take the sizes at hand, and what would help ("x has width 9000
+        and the kernels hold a row of at most 4096; split the rows"), or None where they can.
 
     Raises
     ------
@@ -59,27 +69,25 @@ def is_fused(implementation: Implementation, x: torch.Tensor, *, width: int, max
     if implementation == "auto":
         if x.device.type == "cpu" and not INTERPRET:
             return True
-        return _triton_refusal(x, width, max_width) is None
+        return _triton_refusal(x, limit) is None
     if implementation != "triton":
         known = ", ".join(repr(name) for name in get_args(Implementation))
         raise ValueError(f"implementation is {implementation!r}; choose one of {known}")
-    refusal = _triton_refusal(x, width, max_width)
+    refusal = _triton_refusal(x, limit)
     if refusal is not None:
         raise ValueError(f"implementation='triton' can not be had: {refusal}, or use 'auto' or 'reference'")
     return True
 
 
-def _triton_refusal(x: torch.Tensor, width: int, max_width: int) -> str | None:
+def _triton_refusal(x: torch.Tensor, limit: str | None) -> str | None:
     """Why the Triton kernels can not take `x` and what would help, or None where they can."""
     if not TRITON_INSTALLED:
         return "Triton is not installed; `pip install triton` (Linux)"
     if x.device.type != "cuda" and not (INTERPRET and x.device.type == "cpu"):
         return (
-            f"x is on {x.device} and the kernels run on CUDA; move the tensors with .cuda(), "
+            f"the tensors are on {x.device} and the kernels run on CUDA; move them with .cuda(), "
             "set TRITON_INTERPRET=1 before Python starts (a slow interpreter for tests)"
         )
     if x.dtype not in TRITON_DTYPES:
-        return f"x has dtype {x.dtype} and the kernels compute in float32; cast with .float()"
-    if width > max_width:
-        return f"x has width {width} and the kernels hold a row of at most {max_width}; split the rows"
-    return None
+        return f"the tensors have dtype {x.dtype} and the kernels compute in float32; cast them with .float()"
+    return limit

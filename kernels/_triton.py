@@ -24,8 +24,26 @@ import torch
 import triton
 import triton.language as tl
 
+from ._dispatch import INTERPRET
+
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+
+# what a kernel may read of the process it was defined in
+INTERPRETED = tl.constexpr(INTERPRET)
+
+
+@triton.jit
+def dot(a, b, acc, precision: tl.constexpr = "tf32x3"):
+    """``acc + a @ b`` in float32.
+
+    On a GPU 16-bit blocks go to the tensor cores as they are; float32 blocks as three products of tf32, which
+    keeps the accuracy of float32. The interpreter has no bfloat16 arithmetic, so there both are cast first.
+    """
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), acc)
+    return tl.dot(a, b, acc, input_precision=precision)
 
 
 @triton.jit

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from torch import Tensor
 
+from .._check import require_float, require_like
 from .._dispatch import is_fused
 from . import ops, reference
 from .tiles import MAX_WIDTH
 
 if TYPE_CHECKING:
     from .._dispatch import Implementation
-
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class ModulateOutput(NamedTuple):
@@ -77,7 +75,7 @@ def modulate(
     >>> y = scdd.kernels.modulate(x, shift, scale)
     """
     _check(x, eps, (("shift", shift), ("scale", scale)))
-    if is_fused(implementation, x, width=x.shape[-1], max_width=MAX_WIDTH):
+    if is_fused(implementation, x, limit=_limit(x)):
         return ops.Modulate.apply(x, shift, scale, eps)
     return reference.modulate(x, shift, scale, eps)
 
@@ -133,7 +131,7 @@ def gated_residual_modulate(
     ... )
     """
     _check(x, eps, (("shift", shift), ("scale", scale), ("gate", gate)), residual=residual)
-    if is_fused(implementation, x, width=x.shape[-1], max_width=MAX_WIDTH):
+    if is_fused(implementation, x, limit=_limit(x)):
         return ModulateOutput(*ops.GatedResidualModulate.apply(x, residual, gate, shift, scale, eps))
     return ModulateOutput(*reference.gated_residual_modulate(x, residual, gate, shift, scale, eps))
 
@@ -141,34 +139,20 @@ def gated_residual_modulate(
 def _check(
     x: Tensor, eps: float, rows: tuple[tuple[str, Tensor], ...], residual: Tensor | None = None
 ) -> None:
-    """Refuse what no implementation can take, naming the argument, its value and the remedy."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is a {type(x).__name__}; pass a torch.Tensor")
-    if x.dtype not in _DTYPES:
-        raise TypeError(f"x has dtype {x.dtype}; cast it to float32, bfloat16, float16 or float64")
+    """Refuse what no implementation can take."""
+    require_float("x", x)
     if x.ndim not in (2, 3) or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; reshape it to [C, R, N] or [C, N] with N > 0")
     if eps < 0:
         raise ValueError(f"eps is {eps}; it is added to a variance and can not be negative")
-    per_condition = (x.shape[0], x.shape[-1])
     for name, row in rows:
-        _check_like(name, row, per_condition, "[C, N]", x)
+        require_like(name, row, (x.shape[0], x.shape[-1]), "[C, N]", "x", x)
     if residual is not None:
-        _check_like("residual", residual, tuple(x.shape), "that of x", x)
+        require_like("residual", residual, tuple(x.shape), "that of x", "x", x)
 
 
-def _check_like(name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str, x: Tensor) -> None:
-    """Refuse `tensor` unless it has `shape` and the dtype and device of `x`."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} is a {type(tensor).__name__}; pass a torch.Tensor")
-    if tensor.shape != shape:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)} and x has shape {tuple(x.shape)}; "
-            f"give {name} the shape {shape} ({meaning})"
-        )
-    if tensor.dtype != x.dtype:
-        raise TypeError(f"{name} has dtype {tensor.dtype} and x has {x.dtype}; cast with {name}.to(x.dtype)")
-    if tensor.device != x.device:
-        raise ValueError(
-            f"{name} is on {tensor.device} and x is on {x.device}; move it with {name}.to(x.device)"
-        )
+def _limit(x: Tensor) -> str | None:
+    """Why the kernels can not hold a row of `x`, if so."""
+    if x.shape[-1] <= MAX_WIDTH:
+        return None
+    return f"x has width {x.shape[-1]} and the kernels hold a row of at most {MAX_WIDTH}; split the rows"

@@ -1,8 +1,9 @@
-"""Compile kernels for GPUs that are not here, and read what they cost from the machine code.
+"""Compile a build for a GPU that is not here, and read what it costs from the machine code.
 
 Triton lowers to a cubin for any architecture, and its wheel carries NVIDIA's disassembler. So without a GPU
-we can still tell the registers, local memory, shared memory and load widths of every tile that we ship. What
-it can not tell is whether the result is right (the interpreter and the reference do) and how fast it is.
+we can still tell the registers, local memory, shared memory, load widths and tensor-core use of every tile
+that we ship. What it can not tell is whether the result is right (the interpreter and the reference do) and
+how fast it is.
 
 Needs Triton, and a process without TRITON_INTERPRET: an interpreted kernel has nothing to compile.
 """
@@ -12,60 +13,21 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-ARCHITECTURES: Final = (80, 90, 100)
+from .build import Build, Cost
 
 # Shared memory a block may ask for, bytes: A100, H100 and H200, B200.
 _SHARED_LIMIT: Final = {80: 166_912, 90: 232_448, 100: 232_448}
 
 _REGISTERS_PER_MULTIPROCESSOR: Final = 65_536
 
-
-@dataclass(frozen=True, kw_only=True)
-class Build:
-    """A kernel with everything that is fixed when it is compiled.
-
-    Attributes
-    ----------
-    types
-        Triton type of each run-time argument; ``"*bf16:16"`` and ``"i32:16"`` promise a multiple of 16, as
-        launching with real tensors does. Without that promise no load is wide, and the report would describe
-        a kernel that nobody runs.
-    constants
-        Value of each ``tl.constexpr`` argument, and None for each pointer that is not given.
-    max_registers
-        Most registers a thread may use.
-    narrow_loads
-        How many loads may be narrower than 128 bits: those of one number a row.
-    """
-
-    kernel: Any
-    types: Mapping[str, str]
-    constants: Mapping[str, Any]
-    num_warps: int
-    num_stages: int = 3
-    max_registers: int
-    narrow_loads: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What a build takes on one architecture; bytes are those of a thread (local) and a block (shared)."""
-
-    registers: int
-    local_bytes: int
-    shared_bytes: int
-    loads: Mapping[int, int] = field(default_factory=dict)
-    """Number of load instructions from global memory by their width in bits."""
+# The instruction of each generation's tensor cores, as the disassembler spells it.
+_TENSOR_CORE: Final = {80: r"\bHMMA\b", 90: r"\bHGMMA\b", 100: r"\bUTC[A-Z]*MMA\b"}
 
 
 def compile_cubin(build: Build, architecture: int) -> Any:
@@ -101,6 +63,7 @@ def cost(build: Build, architecture: int) -> Cost:
         local_bytes=_number("STACK", usage) + _number("LOCAL", usage),
         shared_bytes=compiled.metadata.shared,
         loads=_load_widths(listing),
+        tensor_core_instructions=len(re.findall(_TENSOR_CORE[architecture], listing)),
     )
 
 
@@ -117,12 +80,19 @@ def broken_promises(build: Build, architecture: int, found: Cost) -> list[str]:
         broken.append(f"{found.shared_bytes} bytes of shared memory, {_SHARED_LIMIT[architecture]} allowed")
     if sum(found.loads.values()) - found.loads.get(128, 0) > build.narrow_loads:
         broken.append(f"loads {found.loads} by width, only {build.narrow_loads} may be under 128 bits")
+    if build.tensor_cores and not found.tensor_core_instructions:
+        broken.append("no tensor-core instruction")
     return broken
 
 
 def _load_widths(listing: str) -> dict[int, int]:
-    """Count global loads by width; ``LDG.E.128`` names its width, a bare ``LDG.E`` is 32 bits."""
+    """Count global loads by width; ``LDG.E.128`` names its width, a bare ``LDG.E`` is 32 bits.
+
+    A load by the tensor memory accelerator (UTMALDG) moves whole tiles, and counts as 128 bits.
+    """
     widths: dict[int, int] = {}
+    if bulk := len(re.findall(r"\bUTMALDG", listing)):
+        widths[128] = bulk
     for modifiers in re.findall(r"\bLDG(?:STS)?((?:\.\w+)*)", listing):
         named = re.search(r"\.(?:[US])?(8|16|64|128|256)\b", modifiers)
         width = int(named.group(1)) if named else 32
