@@ -1,4 +1,4 @@
-"""What every public function asks of its tensors; each refusal names the argument, its value and the remedy."""
+"""What public functions ask of their tensors; each refusal names the argument, its value and the remedy."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def require_shape(name: str, value: Tensor, shape: tuple[int, ...], meaning: str
     require_tensor(name, value)
     if value.shape != shape:
         raise ValueError(
-            f"{name} has shape {tuple(value.shape)}; give it the shape {tuple(shape)} ({meaning})"
+            f"{name} has shape {tuple(value.shape)}; give it the shape {tuple(shape)}, {meaning}"
         )
 
 

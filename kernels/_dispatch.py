@@ -55,8 +55,8 @@ def is_fused(implementation: Implementation, x: torch.Tensor, *, limit: str | No
     x
         The tensor whose device and dtype decide.
     limit
-        Why the kernels of this operator can not take the sizes at hand, and what would help ("x has width 9000
-        and the kernels hold a row of at most 4096; split the rows"), or None where they can.
+        Why the kernels of this operator can not take the sizes at hand, and what would help ("x has width
+        9000 and the kernels hold a row of at most 4096; split the rows"), or None where they can.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""``python -m scdd.kernels.aot``: a table of what every kernel takes; exit status 1 if one breaks its budget."""
+"""``python -m scdd.kernels.aot``: what every kernel takes; exit status 1 if one breaks its budget."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def _arguments() -> argparse.Namespace:
         description="Compile every kernel for GPUs that need not be here; print what each takes.",
     )
     parser.add_argument(
-        "--operator", choices=OPERATORS, action="append", help="default: all; may be repeated"
+        "--operator", choices=OPERATORS, action="append", help="may be repeated; default: all"
     )
     parser.add_argument(
         "--architecture",
         type=int,
         choices=ARCHITECTURES,
         action="append",
-        help="default: all; may be repeated",
+        help="may be repeated; default: all",
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="compilers side by side")
     return parser.parse_args()

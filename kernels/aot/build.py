@@ -52,5 +52,5 @@ class Cost:
 
 
 def pointer_types(kernel: Any, dtype: str, known: Mapping[str, str]) -> dict[str, str]:
-    """Type of every argument of `kernel`: `known` ones as they are, all others aligned pointers to `dtype`."""
+    """Type of every argument of `kernel`: as in `known`, all others aligned pointers to `dtype`."""
     return {name: known.get(name, f"*{dtype}:16") for name in kernel.arg_names}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
-
 from .._check import require_float, require_like
 from .._dispatch import is_fused
 from . import ops, reference
 from .tiles import MAX_WIDTH
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .._dispatch import Implementation
 
 

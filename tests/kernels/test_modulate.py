@@ -266,7 +266,7 @@ def wrong(**changes):
         (
             {"shift": lambda t: t[:3]},
             ValueError,
-            r"shift has shape \(3, 24\).*give shift the shape \(5, 24\)",
+            r"shift has shape \(3, 24\).*give it the shape \(5, 24\)",
         ),
         ({"scale": lambda t: t[:, None]}, ValueError, r"scale has shape \(5, 1, 24\).*\[C, N\]"),
         ({"gate": lambda t: t[:, :1]}, ValueError, r"gate has shape \(5, 1\)"),
@@ -313,7 +313,7 @@ def test_a_named_implementation_never_falls_back(monkeypatch):
     assert ".cuda()" in message(make_inputs())
     monkeypatch.setattr(_dispatch, "INTERPRET", True)
     assert "float64" in message(make_inputs(dtype=torch.float64))
-    assert f"at most {tiles.MA\[C, N\]"),_WIDTH}" in message(make_inputs(1, None, tiles.MAX_WIDTH + 1))
+    assert f"at most {tiles.MAX_WIDTH}" in message(make_inputs(1, None, tiles.MAX_WIDTH + 1))
 
 
 # ------------------------------------------------------------------------------ packaging
@@ -349,7 +349,7 @@ modulate(x, x, x).sum().backward()
 @pytest.mark.parametrize("element_size", [2, 4])
 def test_every_width_has_a_tile(element_size):
     known = {tile for tile, _ in tiles.every_tile()}
-    for width in range(1, tiles.MA\[C, N\]"),_WIDTH + 1):
+    for width in range(1, tiles.MAX_WIDTH + 1):
         tile = tiles.choose(width, element_size)
         assert tile in known
         assert tile.width >= width

@@ -61,7 +61,7 @@ def assert_as_accurate_as_pytorch(
     summed: Mapping[str, int] | None = None,
     factor: float = 2.0,
 ) -> None:
-    """Hold each result to `factor` times the error of PyTorch in the same dtype, plus one rounding of float32.
+    """Hold each result to `factor` times the error of PyTorch in the same dtype, plus a rounding of float32.
 
     Parameters
     ----------
