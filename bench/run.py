@@ -1,201 +1,134 @@
 """Time the operators of `scdd.kernels` against PyTorch: first right, then fast.
 
-    python bench/run.py                              # every operator, on the GPU if there is one
-    python bench/run.py --operator modulate --shape 512x256 --dtype float32 --device cpu
+    python bench/run.py                                   # every operator, on the GPU if there is one
+    python bench/run.py --operator modulate --case 512 --dtype float32 --device cpu --no-compile
 
-Each shape is first checked against float64, and no speed is printed for an operator that is wrong. The
-implementations then take turns, so that a machine that slows down slows all of them. One JSON line a result.
+Each case is first checked against a wider dtype, and no speed is printed for an operator that is wrong. The
+implementations then take turns, so that a machine that slows down slows all of them. One JSON line a result;
+exit status 1 if an operator was wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 import torch
-from registry import OPERATORS, Operator
+from registry import MODULES, operators
+from timing.ceilings import measure as measure_ceilings
+from timing.clock import Clock
+from timing.environment import environment
+from timing.measure import calls, implementations, measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from registry import Function
-    from torch import Tensor
-
-# Larger than the second-level cache of any GPU, so that every run finds its inputs in main memory.
-_CACHE_BYTES = 256 * 2**20
-_COPY_BYTES = {"cuda": 2**30, "cpu": 2**28}
-
-
-def backward(outputs: tuple[Tensor, ...], inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of all inputs, from the outputs themselves as cotangents."""
-    return torch.autograd.grad(outputs, inputs, [out.detach() for out in outputs])
-
-
-def gate(operator: Operator, inputs: list[Tensor]) -> list[str]:
-    """Name every result whose error is over twice that of PyTorch in the same dtype."""
-
-    def results(function: Function, arguments: list[Tensor]) -> tuple[Tensor, ...]:
-        outputs = function(*arguments)
-        # the same cotangents for all, so not the outputs: those are rounded, each in its own way
-        angles = torch.arange(outputs[0].numel(), device=outputs[0].device).view_as(outputs[0])
-        cotangents = [angles.cos().to(inputs[0].dtype).to(out.dtype) for out in outputs]
-        return *outputs, *torch.autograd.grad(outputs, arguments, cotangents)
-
-    exact = results(operator.eager, [tensor.detach().double().requires_grad_() for tensor in inputs])
-    theirs, ours = results(operator.eager, inputs), results(operator.ours, inputs)
-    wrong = []
-    for index, truth in enumerate(exact):
-        found = (ours[index].double() - truth).norm().item()
-        allowed = 2 * (theirs[index].double() - truth).norm().item()
-        allowed += 4 * torch.finfo(torch.float32).eps * truth.norm().item()
-        # not `found > allowed`, which NaN would pass
-        if not found <= allowed:
-            wrong.append(f"result {index}: error {found:.3g}, {allowed:.3g} allowed")
-    return wrong
-
-
-class Clock:
-    """Microseconds that a call takes on one device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
-        if self._cuda:
-            self._flush = torch.empty(_CACHE_BYTES, dtype=torch.int8, device=device)
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-
-    def __call__(self, function: Callable[[], object]) -> float:
-        """Time one call, with cold caches on a GPU."""
-        if not self._cuda:
-            start = time.perf_counter()
-            function()
-            return 1e6 * (time.perf_counter() - start)
-        # while the flush runs the launches queue behind it, so that their own cost is not timed
-        self._flush.zero_()
-        self._events[0].record()
-        function()
-        self._events[1].record()
-        torch.cuda.synchronize()
-        return 1e3 * self._events[0].elapsed_time(self._events[1])
-
-
-def percentiles(
-    functions: dict[str, Callable[[], object]], clock: Clock, rounds: int
-) -> dict[str, tuple[float, float, float]]:
-    """The 20th, 50th and 80th percentile of each function, all taking turns."""
-    for function in functions.values():
-        for _ in range(5):
-            function()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            times[name].append(clock(function))
-    found = {}
-    for name, samples in times.items():
-        deciles = quantiles(samples, n=10)
-        found[name] = (deciles[1], deciles[4], deciles[7])
-    return found
-
-
-def copy_ceiling(device: torch.device, clock: Clock) -> float:
-    """Bytes a second that a plain copy moves, reading and writing counted."""
-    source = torch.empty(_COPY_BYTES[device.type], dtype=torch.int8, device=device)
-    target = torch.empty_like(source)
-    (_, median, _) = percentiles({"copy": lambda: target.copy_(source)}, clock, rounds=20)["copy"]
-    return 2 * source.numel() / (1e-6 * median)
-
-
-def measure(
-    operator: Operator, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, clock: Clock,
-    *, compiled: bool, rounds: int,
-) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """Check one operator at one shape, then time it forward and in training."""
-    inputs = operator.make_inputs(shape, dtype, device)
-    wrong = gate(operator, inputs)
-    if wrong:
-        yield {"error": wrong}
-        return
-    implementations = {"scdd": operator.ours, "eager": operator.eager}
-    if compiled:
-        torch.compiler.reset()
-        implementations["compile"] = torch.compile(operator.eager)
-    detached = [tensor.detach() for tensor in inputs]
-    modes = {
-        "forward": {name: (lambda f=f: f(*detached)) for name, f in implementations.items()},
-        "training": {name: (lambda f=f: backward(f(*inputs), inputs)) for name, f in implementations.items()},
-    }
-    forward, gradient = operator.elements(shape)
-    elements = {"forward": forward, "training": forward + gradient}
-    for mode, functions in modes.items():
-        moved = elements[mode] * dtype.itemsize
-        for name, (p20, p50, p80) in percentiles(functions, clock, rounds).items():
-            times = {"p20_us": round(p20, 2), "p50_us": round(p50, 2), "p80_us": round(p80, 2)}
-            rate = {"bytes": moved, "bytes_per_s": round(moved / (1e-6 * p50))}
-            yield {"implementation": name, "mode": mode, **times, **rate}
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return what a figure means nothing without."""
-    try:
-        triton = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        triton = None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    threads = None if device.type == "cuda" else torch.get_num_threads()
-    return {
-        "device": name or platform.machine(), "threads": threads,
-        "torch": torch.__version__, "triton": triton, "commit": commit(),
-    }  # fmt: skip
-
-
-def commit() -> str | None:
-    """Describe the commit that is checked out, with "-dirty" if files differ from it."""
-    command = ("git", "describe", "--always", "--dirty", "--abbrev=10")
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
+    from operators.case import Case, Operator
 
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
+    known = [op.name for op in operators()]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--operator", choices=[op.name for op in OPERATORS], help="default: all")
-    parser.add_argument("--shape", help="one shape, such as 512x256; default: those of the registry")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--module", choices=MODULES, action="append", help="may be repeated; default: all")
+    parser.add_argument("--operator", choices=known, action="append", help="may be repeated; default: all")
+    parser.add_argument("--case", help="only cases whose label holds this")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], help="default: those of the operator"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--large", action="store_true", help="large cases on a CPU, too")
+    parser.add_argument("--rounds", type=int, default=50, help="calls of each implementation")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time for one case and mode")
     parser.add_argument("--no-compile", action="store_true", help="leave out the torch.compile baseline")
+    parser.add_argument(
+        "--deadline", type=float, default=float("inf"), help="start no case after so many seconds"
+    )
+    parser.add_argument(
+        "--warm", action="store_true", help="only compile what would be timed, into the caches"
+    )
+    parser.add_argument("--out", type=Path, help="append the lines to this file as well")
     return parser.parse_args()
 
 
-def main() -> int:
-    """Print one JSON line a result; exit 1 if an operator was wrong."""
-    options = arguments()
-    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
-    clock = Clock(device)
-    surroundings = environment(device) | {"copy_bytes_per_s": round(copy_ceiling(device, clock))}
-    failed = False
-    for operator in OPERATORS:
-        if options.operator not in {None, operator.name}:
+def jobs(options: argparse.Namespace) -> Iterator[tuple[Operator, Case, torch.dtype]]:
+    """Every operator, case and dtype that was asked for."""
+    cpu = torch.device(options.device).type == "cpu"
+    for operator in operators(tuple(options.module or MODULES)):
+        if options.operator and operator.name not in options.operator:
             continue
-        shapes = (tuple(map(int, options.shape.split("x"))),) if options.shape else operator.shapes
-        for shape in shapes:
-            subject = {"operator": operator.name, "shape": shape, "dtype": options.dtype}
-            for result in measure(
-                operator, shape, dtype, device, clock, compiled=not options.no_compile, rounds=options.rounds
+        dtypes = (options.dtype,) if options.dtype else (operator.cpu_dtype,) if cpu else operator.dtypes
+        for case in operator.cases:
+            if (options.case and options.case not in case.label) or (
+                cpu and not case.small and not options.large
             ):
-                failed |= "error" in result
-                print(json.dumps(subject | result | surroundings), flush=True)
-    return int(failed)
+                continue
+            for dtype in dtypes:
+                yield operator, case, getattr(torch, dtype)
+
+
+def warm(operator: Operator, case: Case, dtype: torch.dtype, device: torch.device, *, compiled: bool) -> None:
+    """Compile everything that is to be timed."""
+    inputs = case.inputs(dtype, device)
+    ways, _ = implementations(operator, inputs, compiled=compiled)
+    modes = ("forward", "training") if operator.differentiable else ("forward",)
+    for function in ways.values():
+        for call in calls(function, inputs, modes).values():
+            call()
+
+
+def timed(
+    operator: Operator, case: Case, dtype: torch.dtype, options: argparse.Namespace, clock: Clock,
+    ceilings: dict[torch.dtype, Any],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Rows of one case; what goes wrong is a row, too."""
+    if dtype not in ceilings:
+        ceilings[dtype] = measure_ceilings(clock.device, dtype, clock)
+    limits = {name: round(value) for name, value in ceilings[dtype]._asdict().items()}
+    settings = {"compiled": not options.no_compile, "rounds": options.rounds, "seconds": options.seconds}
+    try:
+        for row in measure(operator, case, dtype, clock, ceilings[dtype], **settings):
+            yield row | limits
+    except Exception as error:
+        # one broken case must not cost a GPU's hour the others
+        yield {"error": [f"{type(error).__name__}: {str(error)[:300]}"]}
+
+
+def writer(path: Path | None) -> Callable[[dict[str, Any]], None]:
+    """Print rows, and append them to a file where one is named."""
+
+    def write(row: dict[str, Any]) -> None:
+        line = json.dumps(row)
+        print(line, flush=True)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(line + "\n")
+
+    return write
+
+
+def main() -> int:
+    """Measure all that was asked for; 1 if an operator was wrong."""
+    options, start = arguments(), time.monotonic()
+    clock, write = Clock(torch.device(options.device)), writer(options.out)
+    surroundings, ceilings, sound = environment(clock.device), {}, True
+    for operator, case, dtype in jobs(options):
+        subject = {"operator": operator.name, "case": case.label, "dtype": str(dtype).removeprefix("torch.")}
+        if time.monotonic() - start > options.deadline:
+            write(subject | {"skipped": f"the deadline of {options.deadline:g} s had passed"} | surroundings)
+            continue
+        if options.warm:
+            warm(operator, case, dtype, clock.device, compiled=not options.no_compile)
+            continue
+        for row in timed(operator, case, dtype, options, clock, ceilings):
+            sound &= "error" not in row
+            write(subject | row | surroundings)
+    return int(not sound)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Work(NamedTuple):
     backward_flops: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
     """One operator at one size.
 
@@ -55,7 +55,7 @@ class Case:
     units: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Operator:
     """One operator of `scdd.kernels` with what it is compared with.
 
