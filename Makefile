@@ -1,8 +1,9 @@
 # make demo   distil real cells end to end (or: make demo DATA=atlas.h5ad LABEL=cell_type)
-# make test   all tests
+# make test   all tests, the kernels interpreted and built ahead of time among them
 # Both make .venv on first use; PYTHON chooses the interpreter (3.11 or newer).
 
 PYTHON ?= python3
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -13,7 +14,7 @@ LABEL ?= bulk_labels
 EXPRESSION ?= $(if $(DATA),counts,log1p)
 OPTIONS ?=
 
-.PHONY: demo test lint bench sanitize fuzz clean
+.PHONY: demo test test-oldest lint bench sanitize fuzz clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.demo: pyproject.toml setup.py constraints.txt scripts/system-libraries.sh $(wildcard csrc/*)
@@ -36,6 +37,21 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest tests/kernels -m interpret -q -n $(JOBS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest tests/test_aot.py -m aot -q -n $(JOBS)
+
+# The kernels on the oldest Triton that is supported: its interpreter, and builds for one architecture.
+OLDEST := .venv-oldest
+$(OLDEST)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
+	@echo "installing the oldest Triton into $(OLDEST) ..."
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet 'torch==2.13.0' 'triton==3.6.0' 'numpy<2.4' pytest pytest-xdist hypothesis
+	@$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -e .
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(OLDEST)/bin/python -P -m pytest tests/kernels --confcutdir=tests/kernels -m interpret -q -n $(JOBS)
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -P -m pytest tests/test_aot.py --noconftest -m aot -q -k sm90 -n $(JOBS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -59,4 +75,4 @@ fuzz:
 	@fuzz/run.sh $(or $(FUZZ),60)
 
 clean:
-	rm -rf $(VENV) build demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) $(OLDEST) build demo .pytest_cache .ruff_cache .mypy_cache *.egg-info
