@@ -39,13 +39,11 @@ def pair(
 ) -> dict[str, Build]:  # fmt: skip
     """The sums of a tile, and the tile itself for the gradient."""
     form = "distance" if distance else f"{'doubling' if doubling else 'gaussian'}{bandwidths}"
-    label = f"B{tile.block}x{tile.depth}-{dtype}-{form}{'-weighted' * weighted}"
-    constants: dict[str, Any] = {
-        "K": bandwidths, "DOUBLING": doubling, "DISTANCE": distance, "WEIGHTED": weighted
-    }  # fmt: skip
-    constants |= {} if weighted else {"weights": None}
+    label = f"B{tile.block}x{tile.depth}-{dtype}-{form}"
+    constants: dict[str, Any] = {"K": bandwidths, "DOUBLING": doubling, "DISTANCE": distance}
+    sums = {"GROUP": tiles.GROUP, "WEIGHTED": weighted} | ({} if weighted else {"weights": None})
     return {
-        f"sums-{label}": _build(pair_sums_kernel, tile, dtype, constants | {"GROUP": tiles.GROUP}),
+        f"sums-{label}{'-weighted' * weighted}": _build(pair_sums_kernel, tile, dtype, constants | sums),
         f"matrix-{label}": _build(pair_matrix_kernel, tile, dtype, constants | {"RECIPROCAL": True}),
     }
 
@@ -65,7 +63,7 @@ def _build(kernel: Any, tile: tiles.Tile, dtype: str, constants: Mapping[str, An
 
 
 def _narrow_loads(kernel: Any, constants: Mapping[str, Any]) -> int:
-    """Lengths and weights of the rows of a tile, spread over the threads, and a number or two a bandwidth."""
+    """Lengths and weights of the rows of a tile, one number at a time, and a number or two a bandwidth."""
     if kernel is lengths_kernel:
-        return 0
-    return 64 + 2 * constants["K"] + 64 * constants["WEIGHTED"]
+        return 10
+    return 80 + 2 * constants["K"] + 64 * constants.get("WEIGHTED", False)

@@ -108,23 +108,27 @@ def pair_sums_kernel(
     if WEIGHTED:
         b_w = tl.load(weights + r_m)[:, None] * tl.load(weights + r_n)[None, :]
     p = (i_m.to(tl.int64) * tiles + i_n) * K
-    for k in tl.static_range(K):
-        if DISTANCE:
-            b_kernel = tl.sqrt(b_d2)
-        elif DOUBLING and k > 0:
-            b_kernel = b_kernel * b_kernel
-        else:
+    if DISTANCE:
+        b_kernel = tl.sqrt(b_d2)
+        tl.store(sums + p, tl.sum(b_kernel * b_w if WEIGHTED else b_kernel))
+    elif DOUBLING:
+        b_kernel = tl.exp2(-tl.load(rates) * b_d2)
+        for k in tl.static_range(K):
+            tl.store(sums + p + k, tl.sum(b_kernel * b_w if WEIGHTED else b_kernel))
+            b_kernel *= b_kernel
+    else:
+        for k in range(K):
             b_kernel = tl.exp2(-tl.load(rates + k) * b_d2)
-        tl.store(sums + p + k, tl.sum(b_kernel * b_w if WEIGHTED else b_kernel))
+            tl.store(sums + p + k, tl.sum(b_kernel * b_w if WEIGHTED else b_kernel))
 
 
 @triton.jit
 def pair_matrix_kernel(
-    z, lengths, weights, rates, factors, matrix, first, last, n, N, G, stride, tiles_x, rows_of_tiles,
+    z, lengths, rates, factors, matrix, first, last, n, N, G, stride, tiles_x, rows_of_tiles,
     K: tl.constexpr, B: tl.constexpr, BG: tl.constexpr, DOUBLING: tl.constexpr, DISTANCE: tl.constexpr,
-    RECIPROCAL: tl.constexpr, WEIGHTED: tl.constexpr,
+    RECIPROCAL: tl.constexpr,
 ):  # fmt: skip
-    """Rows `first` to `last`, of one sample, of ``w_i w_j sum_k factors[kind, k] k(|z_i - z_j|^2)``."""
+    """Rows `first` to `last`, of one sample, of ``sum_k factors[kind, k] k(|z_i - z_j|^2)``."""
     i_m, i_n = tl.program_id(0) % rows_of_tiles, tl.program_id(0) // rows_of_tiles
     # [B]
     o_m = first + i_m * B + tl.arange(0, B)
@@ -133,17 +137,20 @@ def pair_matrix_kernel(
     # [B, B]
     b_d2 = squared_distances(z, lengths, r_m, r_n, G, B, B, BG)
     kind = (first >= n).to(tl.int32) + (i_n >= tiles_x).to(tl.int32)
-    b_matrix = tl.zeros([B, B], tl.float32)
-    for k in tl.static_range(K):
-        if DISTANCE:
-            b_kernel = tl.where(b_d2 > 0, tl.rsqrt(b_d2), 0.0) if RECIPROCAL else tl.sqrt(b_d2)
-        elif DOUBLING and k > 0:
-            b_kernel = b_kernel * b_kernel
-        else:
-            b_kernel = tl.exp2(-tl.load(rates + k) * b_d2)
-        b_matrix += tl.load(factors + kind * K + k) * b_kernel
-    if WEIGHTED:
-        b_matrix *= tl.load(weights + r_m)[:, None] * tl.load(weights + r_n)[None, :]
+    factors += kind * K
+    if DISTANCE:
+        b_kernel = tl.where(b_d2 == 0, 0.0, tl.rsqrt(b_d2)) if RECIPROCAL else tl.sqrt(b_d2)
+        b_matrix = tl.load(factors) * b_kernel
+    elif DOUBLING:
+        b_kernel = tl.exp2(-tl.load(rates) * b_d2)
+        b_matrix = tl.load(factors) * b_kernel
+        for k in tl.static_range(1, K):
+            b_kernel *= b_kernel
+            b_matrix += tl.load(factors + k) * b_kernel
+    else:
+        b_matrix = tl.zeros([B, B], tl.float32)
+        for k in range(K):
+            b_matrix += tl.load(factors + k) * tl.exp2(-tl.load(rates + k) * b_d2)
     b_matrix = tl.where(o_m[:, None] == o_n[None, :], 0.0, b_matrix)
     p = (o_m - first).to(tl.int64)[:, None] * stride + o_n[None, :]
     m = (o_m < last)[:, None] & (o_n < end_n)[None, :]
@@ -201,10 +208,14 @@ def backward(
     for rows, needed in ((slice(0, len(x)), need_x), (slice(len(x), len(joint.z)), need_y)):
         dz = torch.empty((rows.stop - rows.start if needed else 0, x.shape[1]), dtype=x.dtype, device=x.device)
         for part, matrix in _matrices(joint, rates, factors, form, rows if needed else slice(0, 0), dtype):
+            if joint.weights is not None:
+                matrix[:, : len(joint.z)] *= joint.weights
             # of the rounded slopes, so that what is rounded away can not push a row
             push = matrix.sum(1, keepdim=True, dtype=torch.float32)
-            pulled = torch.addcmul(-(matrix @ z).float(), push, z[part].float())
-            dz[part.start - rows.start : part.stop - rows.start] = pulled
+            moved = torch.addcmul(-(matrix @ z).float(), push, z[part].float())
+            if joint.weights is not None:
+                moved *= joint.weights[part, None]
+            dz[part.start - rows.start : part.stop - rows.start] = moved
         grads.append(dz if needed else x.new_empty(0))
     dweights = _weight_gradient(dsums.float(), joint, rates, form) if need_weights else x.new_empty(0)
     dweights_x, dweights_y = dweights.split([len(x), len(y)] if need_weights else [0, 0])
@@ -255,16 +266,15 @@ def _matrices(
     share = max(tile.block, min(share, triton.cdiv(rows.stop - rows.start, tile.block) * tile.block))
     buffer = torch.empty((share, stride), dtype=dtype, device=joint.z.device)
     buffer[:, total:] = 0
-    weights = joint.weights if slopes else None
     for first in range(rows.start, rows.stop, share):
         last = min(first + share, rows.stop)
         height = triton.cdiv(last - first, tile.block)
         with on_device_of(buffer):
             pair_matrix_kernel[(height * joint.plan.tiles,)](
-                joint.z, joint.lengths, weights, rates, factors, buffer,
+                joint.z, joint.lengths, rates, factors, buffer,
                 first, last, joint.rows_x, total, joint.z.shape[1], stride, joint.plan.tiles_x, height,
                 K=len(rates), B=tile.block, BG=tile.depth, DOUBLING=form == "doubling",
-                DISTANCE=form == "distance", RECIPROCAL=slopes, WEIGHTED=weights is not None,
+                DISTANCE=form == "distance", RECIPROCAL=slopes,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
         yield slice(first, last), buffer[: last - first]
