@@ -37,7 +37,8 @@ def maximum_mean_discrepancy(
     The squared maximum mean discrepancy [1]_ of two samples under one or several Gaussian kernels of squared
     bandwidths ``s_k = bandwidths[k] * unit``. The matrix of pairs is formed tile by tile and never kept.
     Distances are taken in the Gram form after the joint mean was taken away, sums of tiles are in float32 and
-    all else in float64. Bandwidths given as numbers that double (in any order) cost one exponential a pair.
+    all else in float64. Bandwidths given as numbers, each twice or half the one before, cost one exponential
+    a pair.
 
     Parameters
     ----------
@@ -50,8 +51,8 @@ def maximum_mean_discrepancy(
         ``exp(-|a - b|^2 / b_k)``, ``b_k = mean / 4 * (1, 2, 4, 8, 16)``.
     unit
         What a bandwidth of 1 stands for; a constant for the gradient. None takes
-        :func:`bandwidth_heuristic` of both samples. When a distance is *minimised* over x, take it of y alone,
-        or the yardstick moves with what it measures.
+        :func:`bandwidth_heuristic` of both samples. When a distance is *minimised* over x, take it of y
+        alone, or the yardstick moves with what it measures.
     unbiased
         Leave pairs of a row with itself out (needs two rows a sample; the result may be negative), or keep
         them.

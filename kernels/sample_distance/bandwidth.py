@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
@@ -77,14 +78,15 @@ def bandwidth_heuristic(
 def _mean(x: Tensor, y: Tensor | None, rows: int) -> Tensor:
     """Twice the sum of the unbiased variances of all features, in float64."""
     centre = reference.joint_mean(x, x if y is None else y)
-    total, moment = torch.zeros((), dtype=torch.float64, device=x.device), 0.0
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    moment = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
     for sample in (x,) if y is None else (x, y):
         # the centre is rounded, so the mean of what is left is not quite zero
         for part in sample.split(max(1, 2**22 // max(1, x.shape[1]))):
             centred = reference.wide(part) - reference.wide(centre)
             total = total + centred.square().sum(1).sum(dtype=torch.float64)
             moment = moment + centred.sum(0).double()
-    return 2 * (total - torch.as_tensor(moment).square().sum() / rows) / (rows - 1)
+    return 2 * (total - moment.square().sum() / rows) / (rows - 1)
 
 
 def _median(x: Tensor, y: Tensor | None, rows: int, seed: int) -> Tensor:
@@ -114,13 +116,18 @@ def exponents(
     for value in numbers:
         if not 0 < value < math.inf:
             raise ValueError(f"bandwidths hold {value}; each is a squared width, positive and finite")
-    widest_first = sorted(range(len(numbers)), key=lambda k: -numbers[k])
-    ordered = [numbers[k] for k in widest_first]
-    doubling = len(ordered) > 1 and all(a == 2 * b for a, b in zip(ordered, ordered[1:], strict=False))
+    order = None
+    if _halving(numbers[::-1]):
+        numbers.reverse()
+        order = list(range(len(numbers)))[::-1]
     # divided one by one on the device: to make a tensor of numbers there would wait for the GPU
-    rates = torch.stack([(0.5 / math.log(2) / value) / scale for value in ordered])
-    order = sorted(range(len(numbers)), key=lambda place: widest_first[place])
-    return rates.clamp_max(_MAX_RATE), "doubling" if doubling else "gaussian", order
+    rates = torch.stack([(0.5 / math.log(2) / value) / scale for value in numbers])
+    return rates.clamp_max(_MAX_RATE), "doubling" if _halving(numbers) else "gaussian", order
+
+
+def _halving(numbers: list[float]) -> bool:
+    """Whether each bandwidth is half the one before, so that each kernel is the square of the one before."""
+    return len(numbers) > 1 and all(a == 2 * b for a, b in itertools.pairwise(numbers))
 
 
 def _require_number_of_bandwidths(number: int) -> None:

@@ -33,7 +33,7 @@ class _Joint:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Rows `i` and columns `j` of the matrix of pairs, both of one sample each, and their squared distances."""
+    """Rows `i` and columns `j` of the matrix of pairs, each of one sample, and their squared distances."""
 
     i: slice
     j: slice

@@ -55,15 +55,13 @@ def _fake_backward(
     return dx, y.new_empty(y.shape) if need_y else x.new_empty(0), *(d.clone() for d in dweights)
 
 
-def _fake_products(
-    x: Tensor, y: Tensor, rates: Tensor, form: str, labels: Tensor
-) -> tuple[Tensor, Tensor]:
+def _fake_products(x: Tensor, y: Tensor, rates: Tensor, form: str, labels: Tensor) -> tuple[Tensor, Tensor]:
     return labels.new_empty(labels.shape), labels.new_empty(labels.shape[:1])
 
 
 _forward = _dispatch.define(
-    "sample_distance_forward(Tensor x, Tensor y, Tensor? weights_x, Tensor? weights_y, Tensor rates, str form)"
-    " -> Tensor",
+    "sample_distance_forward(Tensor x, Tensor y, Tensor? weights_x, Tensor? weights_y, Tensor rates,"
+    " str form) -> Tensor",
     reference=blocks.forward,
     kernel=_launch_forward,
     fake=_fake_forward,
@@ -97,7 +95,7 @@ class PairSums(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         """Run the operator and keep what its gradient needs."""
         x, y = x.contiguous(), y.contiguous()
-        ctx.save_for_backward(x, y, weights_x, weights_y, rates)
+        ctx.save_for_backward(x, y, weights_x, weights_y, rates)  # type: ignore[arg-type]
         ctx.form = form  # type: ignore[attr-defined]
         return _forward(x, y, weights_x, weights_y, rates, form)
 

@@ -42,10 +42,7 @@ def pair_sums(
         (squared_distances(y, y), torch.outer(b, b).triu(1)),
     )
     return torch.stack(
-        [
-            torch.stack([(w * k).sum(dtype=torch.float64) for k in kernels(d2, rates, form)])
-            for d2, w in sides
-        ]
+        [torch.stack([(w * k).sum(dtype=torch.float64) for k in kernels(d2, rates, form)]) for d2, w in sides]
     )
 
 

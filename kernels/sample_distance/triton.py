@@ -44,7 +44,7 @@ def gram(z, r_m, r_n, G, BM: tl.constexpr, BN: tl.constexpr, BG: tl.constexpr):
     p_n = r_n.to(tl.int64)[None, :] * G + o_g[:, None]
     b_gram = tl.zeros([BM, BN], tl.float32)
     for i_g in range(0, G, BG):
-        b_gram = dot(tl.load(z + p_m + i_g), tl.load(z + p_n + i_g), b_gram)
+        b_gram = dot(tl.load(z + p_m + i_g), tl.load(z + p_n + i_g), b_gram, "tf32x3")
     return b_gram
 
 
@@ -206,7 +206,9 @@ def backward(
     z = joint.padded[:, : x.shape[1]].to(dtype)
     grads = []
     for rows, needed in ((slice(0, len(x)), need_x), (slice(len(x), len(joint.z)), need_y)):
-        dz = torch.empty((rows.stop - rows.start if needed else 0, x.shape[1]), dtype=x.dtype, device=x.device)
+        dz = torch.empty(
+            (rows.stop - rows.start if needed else 0, x.shape[1]), dtype=x.dtype, device=x.device
+        )
         for part, matrix in _matrices(joint, rates, factors, form, rows if needed else slice(0, 0), dtype):
             if joint.weights is not None:
                 matrix[:, : len(joint.z)] *= joint.weights
@@ -229,9 +231,9 @@ def products(x: Tensor, y: Tensor, rates: Tensor, form: str, labels: Tensor) -> 
     out, columns = torch.empty_like(labels), labels.new_zeros(len(labels))
     for rows in (slice(0, len(x)), slice(len(x), len(labels))):
         for part, matrix in _matrices(joint, rates, factors, form, rows, torch.float32, slopes=False):
-            matrix = matrix[:, : len(labels)].to(labels.dtype)
-            torch.mm(matrix, labels, out=out[part])
-            columns += matrix.sum(0)
+            square = matrix[:, : len(labels)].to(labels.dtype)
+            torch.mm(square, labels, out=out[part])
+            columns += square.sum(0)
     return out, columns
 
 
