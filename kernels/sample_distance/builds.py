@@ -11,8 +11,8 @@ from .triton import lengths_kernel, pair_matrix_kernel, pair_sums_kernel
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Eight warps of as many fill a multiprocessor. On sm_100 a thread holds half a row of a tile, and the compiler
-# takes what there is without spilling.
+# Eight warps of as many fill a multiprocessor. On sm_100 a thread holds half a row of a tile, and the
+# compiler takes what there is without spilling.
 _MAX_REGISTERS: Final = 255
 
 _TYPES: Final = dict.fromkeys(("n", "N", "G", "stride", "first", "last"), "i32") | {

@@ -498,11 +498,20 @@ def poisoned(kernel_device, poison):
 
 @pytest.mark.parametrize(
     ("n", "m", "genes"),
-    [(2, 2, 1), (15, 16, 17), (63, 65, 64), (64, 64, 16), (130, 2, 96), (3, 129, 200), (129, 130, 31)],
+    [(2, 2, 3), (15, 16, 17), (63, 65, 64), (64, 64, 16), (130, 2, 96), (3, 129, 200), (129, 130, 31)],
 )
 def test_kernel(poisoned, n, m, genes):
     inputs = make_inputs(n, m, genes, device=poisoned)
     assert_right(inputs, unit=2.0 * genes, implementation="triton")
+
+
+def test_kernel_on_one_feature(poisoned):
+    """With few features some rows are near, where the Gram form keeps fewer digits of their distance."""
+    inputs = make_inputs(20, 9, 1, device=poisoned)
+    ours, theirs = distances(unit=2.0, implementation="triton")
+    expected = with_gradients(theirs, in_float64(inputs))
+    for name, value in with_gradients(ours, inputs).items():
+        torch.testing.assert_close(value.cpu().double(), expected[name].double(), rtol=1e-3, atol=1e-4)
 
 
 @UNBIASED
