@@ -34,13 +34,13 @@ def kernel_device(request):
 
 @pytest.fixture
 def poison(monkeypatch):
-    """Fill all that the launchers of a module allocate with NaN, so that an element left out is seen."""
+    """Fill all that the launchers of a module allocate with NaN (integers: 2^30), so that gaps are seen."""
 
     def poison_module(module):
         def filled(allocate):
             def allocate_nan(*args, **kwargs):
                 out = allocate(*args, **kwargs)
-                return out.fill_(torch.nan)
+                return out.fill_(torch.nan if out.is_floating_point() else 2**30)
 
             return allocate_nan
 
