@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from operators.case import Operator
 
-MODULES = ("modulate",)
+MODULES = (
+    "modulate",
+    "sample_distance",
+)
 
 
 def operators(modules: tuple[str, ...] = MODULES) -> tuple[Operator, ...]:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 ARCHITECTURES: Final = (80, 90, 100)
 
-OPERATORS: Final = ("modulate",)
+OPERATORS: Final = (
+    "modulate",
+    "sample_distance",
+)
 
 
 def every_build(operators: tuple[str, ...] = OPERATORS) -> dict[str, Build]:
