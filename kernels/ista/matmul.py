@@ -97,7 +97,7 @@ def matmul_kernel(
             m_k = o_k < K - i_k
             b_a = tl.load(p_a, mask=m_m[:, None] & m_k[None, :], other=0.0)
             b_w = tl.load(p_w, mask=m_n[None, :] & m_k[:, None], other=0.0)
-        b_v = dot(b_a, b_w, b_v)
+        b_v = dot(b_a, b_w, b_v, "tf32x3")
         p_a += BK
         p_w += BK if TRANSPOSED else BK * N
 
@@ -122,13 +122,13 @@ def matmul(
     a: Tensor, w: Tensor, *, transposed: bool, alpha: float = 1.0, added: Tensor | None = None,
     rectify: bool = False, level: Tensor | None = None, offset: float = 0.0, mask: Tensor | None = None,
     residual: Tensor | None = None, gate: Tensor | None = None, h: Tensor | None = None,
-    zeros: Tensor | None = None, tile: tiles.Tile | None = None,
+    zeros: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Launch the kernel on `a`, [C, R, K] or [C, K], and return a result with rows like its."""
     depth, width = a.shape[-1], w.shape[0] if transposed else w.shape[1]
     out = torch.empty((*a.shape[:-1], width), dtype=a.dtype, device=a.device)
     if out.numel():
-        tile = tile or tiles.choose(a.element_size())
+        tile = tiles.choose(a.element_size())
         rows = a.numel() // depth
         with on_device_of(a):
             matmul_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(width, tile.columns),)](
