@@ -57,7 +57,8 @@ def ista_operator(
         raise ValueError(f"dictionary has shape {tuple(dictionary.shape)}; give it a square one, [N, N]")
     check_step_size(step_size, dictionary)
     if implementation == "reference":
-        return reference.ista_operator(dictionary, step_size)
+        with ops.as_they_are(dictionary):
+            return reference.ista_operator(dictionary, step_size)
     if isinstance(step_size, Tensor):
         return step_size.to(dictionary.dtype) * ops.IstaOperator.apply(dictionary, 1.0)
     return ops.IstaOperator.apply(dictionary, step_size)
@@ -177,7 +178,8 @@ def _step(
             dictionary, step_size, implementation="auto" if fused else "reference"  # type: ignore[arg-type]
         )  # fmt: skip
     if not fused:
-        return IstaOutput(*reference.ista_step(y, operator, level, offset, residual, gate))
+        with ops.as_they_are(y):
+            return IstaOutput(*reference.ista_step(y, operator, level, offset, residual, gate))
     keep = needs_gradient(y, operator, level, residual, gate)
     return IstaOutput(*ops.IstaStep.apply(y, operator, level, residual, gate, offset, keep, count))
 

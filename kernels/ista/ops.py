@@ -6,6 +6,7 @@ is absent. A result that was not asked for is an empty tensor, as an operator re
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,8 @@ from . import reference
 from .reference import none
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch.autograd.function import FunctionCtx
 
 
@@ -81,17 +84,18 @@ class IstaOperator(torch.autograd.Function):
         """Form the operator and keep the dictionary."""
         ctx.save_for_backward(dictionary)
         ctx.step_size = step_size  # type: ignore[attr-defined]
-        return torch.addmm(dictionary.mT, dictionary.mT, dictionary, beta=step_size, alpha=-step_size)
+        with as_they_are(dictionary):
+            return torch.addmm(dictionary.mT, dictionary.mT, dictionary, beta=step_size, alpha=-step_size)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, doperator: Tensor) -> tuple[Tensor, None]:
         """Return ``step_size * (G^T - D (G + G^T))`` for the gradient G of the operator."""
         (dictionary,) = ctx.saved_tensors
-        transposed = doperator.mT
-        return torch.addmm(
-            transposed, dictionary, doperator + transposed, beta=ctx.step_size, alpha=-ctx.step_size
-        ), None
+        transposed, step_size = doperator.mT, ctx.step_size
+        with as_they_are(dictionary):
+            both = doperator + transposed
+            return torch.addmm(transposed, dictionary, both, beta=step_size, alpha=-step_size), None
 
 
 class IstaStep(torch.autograd.Function):
@@ -110,7 +114,8 @@ class IstaStep(torch.autograd.Function):
         y, operator = y.contiguous(), operator.contiguous()
         residual = None if residual is None else residual.contiguous()
         gate = None if gate is None else unit_stride(gate)
-        out, h, zeros = _forward(y, operator, level, offset, residual, gate, keep, count)
+        with as_they_are(y):
+            out, h, zeros = _forward(y, operator, level, offset, residual, gate, keep, count)
         is_out = residual is None and gate is None
         ctx.mark_non_differentiable(zeros)
         ctx.save_for_backward(out if is_out else h, y, operator, gate)
@@ -122,9 +127,18 @@ class IstaStep(torch.autograd.Function):
         """Return a gradient for every argument of `forward`."""
         dout = dout.contiguous()
         need = ctx.needs_input_grad
-        dy, doperator, dlevel, dgate = _backward(dout, *ctx.saved_tensors, *need[:3])
+        with as_they_are(dout):
+            dy, doperator, dlevel, dgate = _backward(dout, *ctx.saved_tensors, *need[:3])
         found = (dy, doperator, dlevel, dout, dgate, None, None, None)
         return tuple(grad if needed else None for grad, needed in zip(found, need, strict=True))
+
+
+def as_they_are(tensor: Tensor) -> AbstractContextManager[object]:
+    """Keep autocast from the products inside an operator: it would cast one operand and not the other."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
 
 
 def unit_stride(per_cell: Tensor) -> Tensor:

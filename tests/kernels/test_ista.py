@@ -253,6 +253,27 @@ def test_one_threshold_for_all_columns(device):
     )
 
 
+@pytest.mark.parametrize("implementation", ["auto", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_under_autocast(device, implementation, dtype):
+    """Autocast reached the products inside the operator, whose other operand was already float32."""
+    inputs = make_inputs(dtype=dtype, device=device)
+    expected = with_gradients(step(implementation), inputs)
+
+    def cast(**inputs):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            return step(implementation)(**inputs)
+
+    results = [with_gradients(cast, inputs)]
+    if implementation == "auto":
+        # the gradient of the reference is PyTorch's own, and minds autocast
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            results.append(with_gradients(step(implementation), inputs))
+    for found in results:
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
 # ------------------------------------------------------------------------------ registration
 
 
