@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels.ista import ista_operator, ista_step, overcomplete_ista_step
 
 from .case import Case, Operator, Work, normal

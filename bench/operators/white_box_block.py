@@ -10,7 +10,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
-
 from scdd.kernels import gated_residual_modulate, modulate
 from scdd.kernels.ista import ista_step
 
