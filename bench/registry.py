@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from operators.case import Operator
 
-MODULES = (
-    "modulate",
-    "sample_distance",
-)
+MODULES = ("ista", "modulate", "sample_distance", "white_box_block",)
 
 
 def operators(modules: tuple[str, ...] = MODULES) -> tuple[Operator, ...]:

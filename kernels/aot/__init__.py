@@ -14,10 +14,7 @@ if TYPE_CHECKING:
 
 ARCHITECTURES: Final = (80, 90, 100)
 
-OPERATORS: Final = (
-    "modulate",
-    "sample_distance",
-)
+OPERATORS: Final = ("ista", "modulate", "sample_distance",)
 
 
 def every_build(operators: tuple[str, ...] = OPERATORS) -> dict[str, Build]:
