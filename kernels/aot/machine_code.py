@@ -93,7 +93,7 @@ def _load_widths(listing: str) -> dict[int, int]:
     widths: dict[int, int] = {}
     if bulk := len(re.findall(r"\bUTMALDG", listing)):
         widths[128] = bulk
-    for modifiers in re.findall(r"\bLDG(?:STS)?((?:\.\w+)*)", listing):
+    for modifiers in re.findall(r"\bLDG(?:STS)?\b((?:\.\w+)*)", listing):
         named = re.search(r"\.(?:[US])?(8|16|64|128|256)\b", modifiers)
         width = int(named.group(1)) if named else 32
         widths[width] = widths.get(width, 0) + 1
