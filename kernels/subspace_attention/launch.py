@@ -44,10 +44,10 @@ def subspace_attention_backward(
     programs, sizes, options = _grid(w, tiles, tile_rows, backward=True)
     if programs:
         rows, _, heads = sizes
-        piece = {name: options[name] for name in ("P", "PA", "PB")}
+        first, second = tile_table.PIECES[w.shape[-1]]
         with on_device_of(w):
             subspace_attention_delta_kernel[triton.cdiv(rows, DELTA_ROWS) * heads,](
-                dout, out, delta, rows, heads, **piece, BM=DELTA_ROWS, num_warps=4
+                dout, out, delta, rows, heads, P=w.shape[-1], PA=first, PB=second, BM=DELTA_ROWS, num_warps=4
             )
             subspace_attention_bwd_kernel[programs,](
                 dout, w, lse, delta, dw, tiles, segments, *sizes, scale, **options
@@ -58,17 +58,17 @@ def subspace_attention_backward(
 def _grid(
     w: Tensor, tiles: Tensor | None, tile_rows: int, *, backward: bool
 ) -> tuple[int, tuple[int, int, int], dict[str, Any]]:
-    """Number of programs, the sizes `T`, `N` and `H`, and what is fixed when the kernel is compiled."""
+    """Number of programs, the sizes `T`, `N` and `H`, and what the kernel is compiled with."""
     heads, width = w.shape[-2:]
     total = w.numel() // (heads * width) if w.numel() else 0
     length = w.shape[1] if tiles is None else 0
     rows = tile_rows if tiles is not None else tile_table.rows_of(length)
-    tile = tile_table.choose(width, w.element_size(), rows, backward=backward)
-    constants = tile_table.constants(width, w.element_size(), tile, None if tiles is not None else length)
+    hopper = w.device.type != "cuda" or torch.cuda.get_device_capability(w.device)[0] >= 9
+    tile = tile_table.choose(width, w.element_size(), rows, backward=backward, hopper=hopper)
+    options = tile_table.constants(width, tile, None if tiles is not None else length, backward=backward)
     if not total:
-        programs = 0
-    elif tiles is not None:
-        programs = len(tiles) * heads
+        blocks = 0
     else:
-        programs = w.shape[0] * triton.cdiv(length, tile.rows) * heads
-    return programs, (total, length, heads), constants
+        blocks = len(tiles) if tiles is not None else w.shape[0] * triton.cdiv(length, tile.rows)
+    programs = blocks * heads * (width // options["PA"] if tile.columns else 1)
+    return programs, (total, length, heads), options

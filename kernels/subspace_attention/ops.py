@@ -76,7 +76,7 @@ class SubspaceAttention(torch.autograd.Function):
         w = w.contiguous()
         tiles, segments, tile_rows = schedule if schedule is not None else (None, None, 0)
         out, lse = _forward(w, scale, cu_seqlens, tiles, segments, tile_rows)
-        ctx.save_for_backward(w, out, lse, cu_seqlens, tiles, segments)
+        ctx.save_for_backward(w, out, lse, cu_seqlens, tiles, segments)  # type: ignore[arg-type]
         ctx.scale, ctx.tile_rows = scale, tile_rows  # type: ignore[attr-defined]
         return out
 

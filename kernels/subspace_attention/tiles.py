@@ -11,19 +11,25 @@ Scores of one program depend on none of another, so a row is the same however th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program holds: `rows` x `keys` scores at a time, spread over `num_warps` warps."""
+    """What one program holds: `rows` x `keys` scores at a time, spread over `num_warps` warps.
+
+    With `columns` the head does not stay in the program: products are taken over so many columns at a time,
+    loaded anew, and a program writes 32 columns of the result. That repeats scores, and fits where registers
+    are short.
+    """
 
     rows: int
     keys: int
     num_warps: int
     num_stages: int
+    columns: int = 0
 
 
 # The head widths of the kernels, each as the powers of two that are multiplied one after the other. 96 as
@@ -33,35 +39,49 @@ PIECES: Final = MappingProxyType({32: (32, 0), 64: (64, 0), 96: (64, 32), 128: (
 # The rows of a program; a schedule of segments may be cut to either.
 ROWS: Final = (64, 128)
 
-# (head width, bytes of an element) -> tile of a program with 64 rows; with 128 it has twice the warps.
-_FORWARD: Final = MappingProxyType(
+# Tiles of a program with 64 rows; with 128 it has twice the warps.
+_FORWARD: Final = Tile(64, 64, 4, 3)
+# A third stage spills on Blackwell.
+_NARROW_FORWARD: Final = Tile(64, 64, 4, 2)
+# Three blocks of scores are alive at once: 64 keys would leave room for half as many programs, or spill.
+_BACKWARD: Final = Tile(64, 32, 4, 2)
+# float32 is multiplied as three products of tf32, whose operands would fill all registers.
+_FLOAT32: Final = MappingProxyType(
+    {width: Tile(64, 16, 4, 2, 16 if width in (32, 96) else 32) for width in PIECES}
+)
+# Tensor cores before Hopper's take both operands from registers, where wide heads do not fit.
+_BEFORE_HOPPER: Final = Tile(64, 32, 4, 2, 32)
+
+# (width, backward) -> tiles for 16-bit elements that do not spill on Hopper, for a measurement to choose from.
+CANDIDATES: Final = MappingProxyType(
     {
-        (32, 2): Tile(64, 64, 4, 3), (32, 4): Tile(64, 32, 4, 2),
-        (64, 2): Tile(64, 64, 4, 3), (64, 4): Tile(64, 32, 4, 2),
-        (96, 2): Tile(64, 64, 4, 3), (96, 4): Tile(64, 32, 4, 2),
-        (128, 2): Tile(64, 64, 4, 3), (128, 4): Tile(64, 32, 4, 2),
+        (64, False): (_FORWARD, Tile(64, 64, 4, 4), Tile(64, 32, 4, 3)),
+        (96, False): (_FORWARD, Tile(64, 64, 4, 2), Tile(64, 32, 4, 3)),
+        (64, True): (_BACKWARD, Tile(64, 64, 4, 2), Tile(64, 32, 4, 3)),
+        (96, True): (_BACKWARD, Tile(64, 32, 4, 3)),
     }
-)  # fmt: skip
-# Three blocks of scores are alive at once, and 64 keys of a wide head would spill.
-_BACKWARD: Final = MappingProxyType(
-    {
-        (32, 2): Tile(64, 64, 4, 2), (32, 4): Tile(64, 32, 4, 2),
-        (64, 2): Tile(64, 64, 4, 2), (64, 4): Tile(64, 32, 4, 2),
-        (96, 2): Tile(64, 32, 4, 2), (96, 4): Tile(64, 32, 4, 2),
-        (128, 2): Tile(64, 32, 4, 2), (128, 4): Tile(64, 32, 4, 2),
-    }
-)  # fmt: skip
+)
 
-# Columns that float32 products are taken over at a time.
-_WIDE_COLUMNS: Final = 32
+# Keys a step where segments share a tile or end. There are few, and they must not take more registers than
+# the loop over long segments.
+_SHARED_KEYS: Final = MappingProxyType({False: 32, True: 16})
+_WRITTEN_COLUMNS: Final = 32
 
 
-def choose(width: int, element_size: int, rows: int = 64, *, backward: bool = False) -> Tile:
-    """Return the tile for heads of `width` elements of `element_size` bytes, `rows` (or more) to a program."""
-    tile = (_BACKWARD if backward else _FORWARD)[width, element_size]
-    if rows <= 64:
-        return tile
-    return Tile(128, tile.keys, 2 * tile.num_warps, tile.num_stages)
+def choose(
+    width: int, element_size: int, rows: int = 64, *, backward: bool = False, hopper: bool = True
+) -> Tile:
+    """Return the tile for heads of `width` elements of `element_size` bytes, up to `rows` to a program.
+
+    `hopper` is whether the tensor cores are of its generation or later.
+    """
+    if element_size == 4:
+        tile = _FLOAT32[width]
+    elif not hopper and width >= 96:
+        tile = _BEFORE_HOPPER
+    else:
+        tile = _BACKWARD if backward else _FORWARD if width > 32 else _NARROW_FORWARD
+    return tile if rows <= ROWS[0] else replace(tile, rows=ROWS[1], num_warps=2 * tile.num_warps)
 
 
 def rows_of(length: int) -> int:
@@ -76,11 +96,15 @@ def last_keys(keys: int, tile: Tile) -> int:
     return max(16, 1 << (left - 1).bit_length()) if left else 0
 
 
-def constants(width: int, element_size: int, tile: Tile, length: int | None) -> dict[str, Any]:
+def constants(width: int, tile: Tile, length: int | None, *, backward: bool) -> dict[str, Any]:
     """What a kernel is compiled with, for a fixed `length` or (None) for segments."""
-    first, second = PIECES[width]
+    first, second = (_WRITTEN_COLUMNS, 0) if tile.columns else PIECES[width]
+    if tile.columns:
+        last = tile.keys
+    else:
+        last = _SHARED_KEYS[backward] if length is None else last_keys(length, tile)
     return {
-        "P": width, "PA": first, "PB": second, "BP": _WIDE_COLUMNS if element_size == 4 else 0,
-        "BM": tile.rows, "BN": tile.keys, "BT": tile.keys if length is None else last_keys(length, tile),
-        "SEGMENTED": length is None, "num_warps": tile.num_warps, "num_stages": tile.num_stages,
+        "P": width, "PA": first, "PB": second, "BP": tile.columns,
+        "BM": tile.rows, "BN": tile.keys, "BT": last, "SEGMENTED": length is None,
+        "num_warps": tile.num_warps, "num_stages": tile.num_stages,
     }  # fmt: skip

@@ -26,8 +26,18 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
+def _place(i, H, P: tl.constexpr, PA: tl.constexpr, BP: tl.constexpr):
+    """Tile, head and first column of the result of a program; neighbours share cache lines."""
+    if BP:
+        heads = H * (P // PA)
+        return i // heads, i % heads // (P // PA), i % (P // PA) * PA
+    else:
+        return i // H, i % H, 0
+
+
+@triton.jit
 def _span(tiles, N, i_t, BM: tl.constexpr, BN: tl.constexpr, SEGMENTED: tl.constexpr):
-    """First row, rows, first key and keys of a tile, and how many of those keys fill whole blocks."""
+    """First row, rows, first key and keys of a tile, and how many keys are visited without a mask."""
     if SEGMENTED:
         p = tiles + i_t.to(tl.int64) * 6
         first_row, first_key = tl.load(p), tl.load(p + 4)
@@ -39,6 +49,15 @@ def _span(tiles, N, i_t, BM: tl.constexpr, BN: tl.constexpr, SEGMENTED: tl.const
         done = i_t % tiles_each * BM
         first_key = (i_t // tiles_each).to(tl.int64) * N
         return first_key + done, N - done, first_key, N, N // BN * BN
+
+
+@triton.jit
+def _attends(p_segments, b_of_row, m_k, BT: tl.constexpr, SEGMENTED: tl.constexpr):
+    """Which keys of a block a row attends to, [BM, BT] or [1, BT]."""
+    if SEGMENTED:
+        return b_of_row[:, None] == tl.load(p_segments + tl.arange(0, BT), mask=m_k, other=-2)[None, :]
+    else:
+        return m_k[None, :]
 
 
 @triton.jit
@@ -119,7 +138,7 @@ def _add_rows(
 
 @triton.jit
 def _attend(
-    p_q, m_q, b_q0, b_q1, p_k, m_k, mask, b_max, b_sum, b_acc0, b_acc1, c, stride,
+    p_q, m_q, b_q0, b_q1, p_k, m_k, mask, b_max, b_sum, b_acc0, b_acc1, c, stride, o_p,
     BK: tl.constexpr, P: tl.constexpr, PA: tl.constexpr, PB: tl.constexpr, BP: tl.constexpr,
     PACKED: tl.constexpr,
 ):  # fmt: skip
@@ -140,7 +159,7 @@ def _attend(
     b_acc0 *= b_shrink[:, None]
     if PB:
         b_acc1 *= b_shrink[:, None]
-    b_acc0, b_acc1 = _add_rows(b_p, p_k, m_k, b_k0, b_k1, stride, b_acc0, b_acc1, PA, PB, BP, PACKED)
+    b_acc0, b_acc1 = _add_rows(b_p, p_k + o_p, m_k, b_k0, b_k1, stride, b_acc0, b_acc1, PA, PB, BP, PACKED)
     return b_new, b_sum, b_acc0, b_acc1
 
 
@@ -151,8 +170,7 @@ def subspace_attention_fwd_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, SEGMENTED: tl.constexpr,
 ):  # fmt: skip
     """``out = softmax(scale * w w^T) w`` for one tile of one head, and the log-sum-exp of its rows."""
-    # neighbouring programs take the heads of one tile: their rows share cache lines
-    i_t, i_h = tl.program_id(0) // H, tl.program_id(0) % H
+    i_t, i_h, o_p = _place(tl.program_id(0), H, P, PA, BP)
     first_row, rows, first_key, keys, whole = _span(tiles, N, i_t, BM, BN, SEGMENTED)
     stride = H * P
     o_m, o_t = tl.arange(0, BM), tl.arange(0, 16 if BT == 0 else BT)
@@ -169,31 +187,34 @@ def subspace_attention_fwd_kernel(
     c = scale * _LOG2_E
 
     p_k = w + first_key * stride + i_h * P
-    for _ in range(0, whole, BN):
-        b_max, b_sum, b_acc0, b_acc1 = _attend(
-            p_q, m_m, b_q0, b_q1, p_k, None, None, b_max, b_sum, b_acc0, b_acc1, c, stride,
-            BN, P, PA, PB, BP, False,
-        )  # fmt: skip
-        p_k += BN * stride
-    if SEGMENTED:
-        b_of_row = tl.load(segments + first_row + o_m, mask=m_m, other=-1)
+    if BP:
+        whole *= 0
+    else:
+        for _ in range(0, whole, BN):
+            b_max, b_sum, b_acc0, b_acc1 = _attend(
+                p_q, m_m, b_q0, b_q1, p_k, None, None, b_max, b_sum, b_acc0, b_acc1, c, stride, o_p,
+                BN, P, PA, PB, BP, False,
+            )  # fmt: skip
+            p_k += BN * stride
+    if BP or SEGMENTED:
+        b_of_row = tl.load(segments + first_row + o_m, mask=m_m, other=-1) if SEGMENTED else m_m
         for i_k in tl.range(whole, keys, BT, num_stages=1):
             m_k = o_t < keys - i_k
-            b_of_key = tl.load(segments + first_key + i_k + o_t, mask=m_k, other=-2)
-            m = b_of_row[:, None] == b_of_key[None, :]
+            m = _attends(segments + first_key + i_k if SEGMENTED else None, b_of_row, m_k, BT, SEGMENTED)
             b_max, b_sum, b_acc0, b_acc1 = _attend(
-                p_q, m_m, b_q0, b_q1, p_k, m_k, m, b_max, b_sum, b_acc0, b_acc1, c, stride,
-                BT, P, PA, PB, BP, True,
+                p_q, m_m, b_q0, b_q1, p_k, m_k, m, b_max, b_sum, b_acc0, b_acc1, c, stride, o_p,
+                BT, P, PA, PB, BP, SEGMENTED,
             )  # fmt: skip
             p_k += BT * stride
     elif BT:
         m_k = o_t < keys - whole
         b_max, b_sum, b_acc0, b_acc1 = _attend(
-            p_q, m_m, b_q0, b_q1, p_k, m_k, m_k[None, :], b_max, b_sum, b_acc0, b_acc1, c, stride,
+            p_q, m_m, b_q0, b_q1, p_k, m_k, m_k[None, :], b_max, b_sum, b_acc0, b_acc1, c, stride, o_p,
             BT, P, PA, PB, BP, False,
         )  # fmt: skip
 
-    _store(out + o_head, b_acc0 / b_sum[:, None], b_acc1 / b_sum[:, None], m_m, stride, BM, PA, PB)
+    _store(out + o_head + o_p, b_acc0 / b_sum[:, None], b_acc1 / b_sum[:, None], m_m, stride, BM, PA, PB)
+    # programs that share rows write the same number
     tl.store(lse + i_h.to(tl.int64) * T + first_row + o_m, b_max * scale + tl.log2(b_sum) / _LOG2_E, mask=m_m)
 
 
@@ -221,7 +242,7 @@ def subspace_attention_delta_kernel(
 @triton.jit
 def _exchange(
     p_w, p_g, m_m, b_w0, b_w1, b_g0, b_g1, b_lse, b_delta,
-    p_k, p_h, p_lse, p_delta, m_k, mask, b_acc0, b_acc1, scale, stride,
+    p_k, p_h, p_lse, p_delta, m_k, mask, b_acc0, b_acc1, scale, stride, o_p,
     BK: tl.constexpr, P: tl.constexpr, PA: tl.constexpr, PB: tl.constexpr, BP: tl.constexpr,
     PACKED: tl.constexpr,
 ):  # fmt: skip
@@ -245,13 +266,13 @@ def _exchange(
     if PACKED:
         b_p = tl.where(mask, b_p, 0.0)
     # the order keeps few blocks of scores alive at once
-    b_acc0, b_acc1 = _add_rows(b_p, p_h, m_k, b_h0, b_h1, stride, b_acc0, b_acc1, PA, PB, BP, PACKED)
+    b_acc0, b_acc1 = _add_rows(b_p, p_h + o_p, m_k, b_h0, b_h1, stride, b_acc0, b_acc1, PA, PB, BP, PACKED)
     b_p = tl.exp2(tl.minimum(b_s - b_lse[:, None], 0.0))
     b_dp = _products(p_g, m_m, b_g0, b_g1, p_k, m_k, b_k0, b_k1, stride, P, PB, BP)
     b_ds += b_p * (b_dp - b_delta[:, None])
     if PACKED:
         b_ds = tl.where(mask, b_ds, 0.0)
-    return _add_rows(b_ds * scale, p_k, m_k, b_k0, b_k1, stride, b_acc0, b_acc1, PA, PB, BP, PACKED)
+    return _add_rows(b_ds * scale, p_k + o_p, m_k, b_k0, b_k1, stride, b_acc0, b_acc1, PA, PB, BP, PACKED)
 
 
 @triton.jit
@@ -261,7 +282,7 @@ def subspace_attention_bwd_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BT: tl.constexpr, SEGMENTED: tl.constexpr,
 ):  # fmt: skip
     """The gradient of one tile of one head: of its rows as queries, as keys and as values, in one sum."""
-    i_t, i_h = tl.program_id(0) // H, tl.program_id(0) % H
+    i_t, i_h, o_p = _place(tl.program_id(0), H, P, PA, BP)
     first_row, rows, first_key, keys, whole = _span(tiles, N, i_t, BM, BN, SEGMENTED)
     stride = H * P
     o_m, o_t = tl.arange(0, BM), tl.arange(0, 16 if BT == 0 else BT)
@@ -280,29 +301,32 @@ def subspace_attention_bwd_kernel(
 
     o_key = first_key * stride + i_h * P
     p_k, p_h, p_lse, p_delta = w + o_key, dout + o_key, lse + o_lse + first_key, delta + o_lse + first_key
-    for _ in range(0, whole, BN):
-        b_acc0, b_acc1 = _exchange(
-            p_w, p_g, m_m, b_w0, b_w1, b_g0, b_g1, b_lse, b_delta,
-            p_k, p_h, p_lse, p_delta, None, None, b_acc0, b_acc1, scale, stride,
-            BN, P, PA, PB, BP, False,
-        )  # fmt: skip
-        p_k, p_h, p_lse, p_delta = p_k + BN * stride, p_h + BN * stride, p_lse + BN, p_delta + BN
-    if SEGMENTED:
-        b_of_row = tl.load(segments + first_row + o_m, mask=m_m, other=-1)
-        for i_k in tl.range(whole, keys, BT, num_stages=1):
-            m_k = o_t < keys - i_k
-            b_of_key = tl.load(segments + first_key + i_k + o_t, mask=m_k, other=-2)
+    if BP:
+        whole *= 0
+    else:
+        for _ in range(0, whole, BN):
             b_acc0, b_acc1 = _exchange(
                 p_w, p_g, m_m, b_w0, b_w1, b_g0, b_g1, b_lse, b_delta,
-                p_k, p_h, p_lse, p_delta, m_k, b_of_row[:, None] == b_of_key[None, :], b_acc0, b_acc1,
-                scale, stride, BT, P, PA, PB, BP, True,
+                p_k, p_h, p_lse, p_delta, None, None, b_acc0, b_acc1, scale, stride, o_p,
+                BN, P, PA, PB, BP, False,
+            )  # fmt: skip
+            p_k, p_h, p_lse, p_delta = p_k + BN * stride, p_h + BN * stride, p_lse + BN, p_delta + BN
+    if BP or SEGMENTED:
+        b_of_row = tl.load(segments + first_row + o_m, mask=m_m, other=-1) if SEGMENTED else m_m
+        for i_k in tl.range(whole, keys, BT, num_stages=1):
+            m_k = o_t < keys - i_k
+            m = _attends(segments + first_key + i_k if SEGMENTED else None, b_of_row, m_k, BT, SEGMENTED)
+            b_acc0, b_acc1 = _exchange(
+                p_w, p_g, m_m, b_w0, b_w1, b_g0, b_g1, b_lse, b_delta,
+                p_k, p_h, p_lse, p_delta, m_k, m, b_acc0, b_acc1, scale, stride, o_p,
+                BT, P, PA, PB, BP, SEGMENTED,
             )  # fmt: skip
             p_k, p_h, p_lse, p_delta = p_k + BT * stride, p_h + BT * stride, p_lse + BT, p_delta + BT
     elif BT:
         # nothing to mask: a key that is not there is a row of zeros without weight
         b_acc0, b_acc1 = _exchange(
             p_w, p_g, m_m, b_w0, b_w1, b_g0, b_g1, b_lse, b_delta,
-            p_k, p_h, p_lse, p_delta, o_t < keys - whole, None, b_acc0, b_acc1, scale, stride,
+            p_k, p_h, p_lse, p_delta, o_t < keys - whole, None, b_acc0, b_acc1, scale, stride, o_p,
             BT, P, PA, PB, BP, False,
         )  # fmt: skip
-    _store(dw + o_head, b_acc0, b_acc1, m_m, stride, BM, PA, PB)
+    _store(dw + o_head + o_p, b_acc0, b_acc1, m_m, stride, BM, PA, PB)
