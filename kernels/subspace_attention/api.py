@@ -91,7 +91,7 @@ def _checked_scale(w: Tensor, scale: float | None) -> float:
     require_float("w", w)
     if w.ndim not in (3, 4) or 0 in w.shape[-2:]:
         raise ValueError(
-            f"w has shape {tuple(w.shape)}; reshape it to [B, N, H, P], or [T, H, P] with cu_seqlens, H, P > 0"
+            f"w has shape {tuple(w.shape)}; reshape it to [B, N, H, P], or [T, H, P] and cu_seqlens; H, P > 0"
         )
     if scale is None:
         return w.shape[-1] ** -0.5

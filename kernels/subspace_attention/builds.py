@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from ..aot import ARCHITECTURES
 from ..aot.build import Build, pointer_types

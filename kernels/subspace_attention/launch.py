@@ -22,7 +22,8 @@ DELTA_ROWS = 64
 
 
 def subspace_attention_forward(
-    w: Tensor, scale: float, cu_seqlens: Tensor | None, tiles: Tensor | None, segments: Tensor | None, tile_rows: int
+    w: Tensor, scale: float,
+    cu_seqlens: Tensor | None, tiles: Tensor | None, segments: Tensor | None, tile_rows: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Launch the forward kernel; see `reference.subspace_attention_forward`."""
     out = torch.empty_like(w)

@@ -74,8 +74,8 @@ def subspace_attention_backward(
             level = lse[:, rows] if cu_seqlens is not None else lse[:, rows.start + b]
             # [H, N, P]
             with torch.autocast("cpu", enabled=False):
-                g, x, o = (_wide(t).transpose(0, 1) for t in (g, x, o))
-                found = _gradient(g, x, o, level, scale)
+                wide_g, wide_x, wide_o = (_wide(t).transpose(0, 1) for t in (g, x, o))
+                found = _gradient(wide_g, wide_x, wide_o, level, scale)
             d.copy_(found.transpose(0, 1))
     return dw
 

@@ -41,8 +41,8 @@ ROWS: Final = (64, 128)
 
 # Tiles of a program with 64 rows; with 128 it has twice the warps.
 _FORWARD: Final = Tile(64, 64, 4, 3)
-# A third stage spills on Blackwell.
-_NARROW_FORWARD: Final = Tile(64, 64, 4, 2)
+# Blocks of 64 keys spill on Blackwell.
+_NARROW_FORWARD: Final = Tile(64, 32, 4, 3)
 # Three blocks of scores are alive at once: 64 keys would leave room for half as many programs, or spill.
 _BACKWARD: Final = Tile(64, 32, 4, 2)
 # float32 is multiplied as three products of tf32, whose operands would fill all registers.
@@ -52,7 +52,7 @@ _FLOAT32: Final = MappingProxyType(
 # Tensor cores before Hopper's take both operands from registers, where wide heads do not fit.
 _BEFORE_HOPPER: Final = Tile(64, 32, 4, 2, 32)
 
-# (width, backward) -> tiles for 16-bit elements that do not spill on Hopper, for a measurement to choose from.
+# (width, backward) -> tiles for 16-bit elements that do not spill on Hopper, to be measured.
 CANDIDATES: Final = MappingProxyType(
     {
         (64, False): (_FORWARD, Tile(64, 64, 4, 4), Tile(64, 32, 4, 3)),

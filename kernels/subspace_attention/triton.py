@@ -15,10 +15,8 @@ The naming system is described in `scdd.kernels._triton`. Widths `PA` and `PB` a
 
 from __future__ import annotations
 
-
 import triton
 import triton.language as tl
-
 
 from .._triton import INTERPRETED, dot, store_narrow
 
