@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from itertools import product
 
 from . import ARCHITECTURES, OPERATORS, every_build
 
@@ -60,7 +59,9 @@ def main() -> int:
     jobs = [
         (operator, name, architecture)
         for operator in options.operator or OPERATORS
-        for name, architecture in product(every_build((operator,)), options.architecture or ARCHITECTURES)
+        for name, build in every_build((operator,)).items()
+        for architecture in options.architecture or ARCHITECTURES
+        if architecture in build.architectures
     ]
     print(f"triton {triton.__version__}; bytes of local memory a thread, of shared memory a block")
     print(_ROW.format("build", "for", "regs", "local", "shared", "mma", "ld128", "ld<128", ""))

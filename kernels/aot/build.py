@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from . import ARCHITECTURES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -27,6 +29,8 @@ class Build:
         How many load instructions may be narrower than 128 bits: those of one number a row.
     tensor_cores
         Whether the kernel multiplies matrices, and so must use the tensor cores.
+    architectures
+        Where these sizes are launched; fewer than all where an architecture has tiles of its own.
     """
 
     kernel: Any
@@ -37,6 +41,7 @@ class Build:
     max_registers: int
     narrow_loads: int = 0
     tensor_cores: bool = False
+    architectures: tuple[int, ...] = ARCHITECTURES
 
 
 @dataclass(frozen=True, kw_only=True)
