@@ -184,7 +184,9 @@ def _limit(operands: tuple) -> str | None:
     x = reference.Operands(*operands)
     width = x.gene_table.shape[1]
     if width > MAX_WIDTH:
-        return f"gene_table has width {width} and the kernels take at most {MAX_WIDTH}; make the model narrower"
+        return (
+            f"gene_table has width {width} and the kernels take at most {MAX_WIDTH}; make the model narrower"
+        )
     if x.table is not None and x.table.shape[0] > MAX_COLUMNS:
         return (
             f"bins (or hidden units), offset and streams are {x.table.shape[0]} rows together and the kernels "
@@ -195,9 +197,7 @@ def _limit(operands: tuple) -> str | None:
     return None
 
 
-def _check_tokens(
-    genes: Tensor, values: Tensor | None, streams: Tensor | None, gene_table: Tensor
-) -> None:
+def _check_tokens(genes: Tensor, values: Tensor | None, streams: Tensor | None, gene_table: Tensor) -> None:
     require_float("gene_table", gene_table)
     if gene_table.ndim != 2 or gene_table.shape[0] == 0 or gene_table.shape[1] == 0:
         raise ValueError(f"gene_table has shape {tuple(gene_table.shape)}; give it [G, D] with G and D > 0")

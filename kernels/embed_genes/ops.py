@@ -50,7 +50,9 @@ def _fake_forward(*operands: Any) -> tuple[Tensor, ...]:
     return x.gene_table.new_empty((rows, width)), mean, rstd
 
 
-def _fake_backward(dy: Tensor, mean: Tensor, rstd: Tensor, tables: bool, *operands: Any) -> tuple[Tensor, ...]:
+def _fake_backward(
+    dy: Tensor, mean: Tensor, rstd: Tensor, tables: bool, *operands: Any
+) -> tuple[Tensor, ...]:
     x = reference.Operands(*operands)
     grads = []
     for position in _DIFFERENTIABLE:

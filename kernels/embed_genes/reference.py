@@ -120,13 +120,13 @@ def embed_backward(
     ends = (dgain.sum(0) if x.gain is not None else None, dshift.sum(0) if x.shift is not None else None)
     likes = (x.gene_table, x.prefix_table, x.weight, x.bias, x.mixing, x.table, x.gain, x.shift)
     grads = (*tokens, *encoding[1:], *ends)
-    narrow = (_nothing(x) if g is None or o is None else g.to(o.dtype) for g, o in zip(grads, likes, strict=True))
+    narrow = (
+        _nothing(x) if g is None or o is None else g.to(o.dtype) for g, o in zip(grads, likes, strict=True)
+    )
     return (_nothing(x, x.values) if encoding[0] is None else encoding[0], *narrow)
 
 
-def scores_backward(
-    x: Operands, dweights: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def scores_backward(x: Operands, dweights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of `values`, `weight`, `bias` and `mixing` from that of the activations, [T, K]."""
     assert x.values is not None and x.weight is not None and x.bias is not None
     valued = _valued(x)[:, None]

@@ -31,7 +31,9 @@ def sum_by_gene_kernel(
     for i_t in range(tl.load(starts + i_r), i_end, BT):
         o_t = i_t + tl.arange(0, BT)
         b_t = tl.load(order + o_t, mask=o_t < i_end, other=0)
-        b_sum += tl.sum(load_wide(dtoken + b_t[:, None] * D + o_d[None, :], (o_t < i_end)[:, None] & m_d[None, :]), 0)
+        b_sum += tl.sum(
+            load_wide(dtoken + b_t[:, None] * D + o_d[None, :], (o_t < i_end)[:, None] & m_d[None, :]), 0
+        )
     if i_r < G:
         store_narrow(dgenes + i_r * D + o_d, b_sum, m_d)
     else:

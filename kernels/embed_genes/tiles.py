@@ -30,18 +30,27 @@ class Tile:
     rows: int
     columns: int
     num_warps: int
+    num_stages: int = 2
 
 
 # Columns a chunk -> warps, by the bytes of an element, of the kernels that multiply.
-_TABLE: Final = MappingProxyType(
-    {(16, 2): 4, (16, 4): 4, (32, 2): 4, (32, 4): 4, (64, 2): 4, (64, 4): 4, (128, 2): 4, (128, 4): 8}
-)
-_MAX_CHUNK: Final = 128
+_TABLE: Final = MappingProxyType({(16, 2): 4, (16, 4): 4, (32, 2): 4, (32, 4): 8, (64, 2): 4, (128, 2): 8})
+_MAX_CHUNK: Final = MappingProxyType({2: 128, 4: 32})
+_STAGES: Final = MappingProxyType({2: 2, 4: 1})
 
 # Padded width -> (tokens a step, warps) of the sum by gene.
 _SUMS: Final = MappingProxyType(
     {16: (32, 1), 32: (32, 1), 64: (32, 2), 128: (16, 2), 256: (16, 4), 512: (8, 4), 1024: (8, 8)}
 )
+
+
+# Of the encoding of values, by the bytes of an element and whether its scores have two layers.
+_ENCODINGS: Final = MappingProxyType(
+    {
+        (2, False): Tile(64, MAX_COLUMNS, 8), (4, False): Tile(64, MAX_COLUMNS, 8),
+        (2, True): Tile(64, MAX_COLUMNS, 8, 1), (4, True): Tile(64, MAX_COLUMNS, 16, 1),
+    }
+)  # fmt: skip
 
 
 def padded(size: int, least: int = 16) -> int:
@@ -51,8 +60,13 @@ def padded(size: int, least: int = 16) -> int:
 
 def choose(width: int, element_size: int) -> Tile:
     """Return the tile for tokens of `width` elements of `element_size` bytes."""
-    columns = min(padded(width), _MAX_CHUNK)
-    return Tile(ROWS, columns, _TABLE[columns, element_size])
+    columns = min(padded(width), _MAX_CHUNK[element_size])
+    return Tile(ROWS, columns, _TABLE[columns, element_size], _STAGES[element_size])
+
+
+def choose_encoding(element_size: int, *, mixed: bool) -> Tile:
+    """Return the tile for the weights of the table and their gradient; all columns at once."""
+    return _ENCODINGS[element_size, mixed]
 
 
 def choose_sum(width: int) -> Tile:
@@ -64,7 +78,7 @@ def choose_sum(width: int) -> Tile:
 
 def every_tile() -> list[tuple[Tile, int]]:
     """All that `choose` can return, each with its bytes an element."""
-    return [(Tile(ROWS, columns, warps), size) for (columns, size), warps in _TABLE.items()]
+    return [(Tile(ROWS, columns, warps, _STAGES[size]), size) for (columns, size), warps in _TABLE.items()]
 
 
 def every_sum_tile() -> list[Tile]:

@@ -1,7 +1,8 @@
 """The kernels that build tokens and take their gradient apart, and the functions that launch them.
 
-All that is added to a gene's row is one matrix product, [64, E] @ [E, D], whose left side is made in registers
-from the value and the stream of each token; see `reference`. The backward gathers the rows again and leaves
+All that is added to a gene's row is one matrix product, [64, E] @ [E, D], whose left side is made from the value
+and the stream of each token by a kernel of its own (`encode`): in this one its softmax would cost the registers
+that hide the latency of the gather, and the backward needs it in memory. The backward gathers the rows again and leaves
 the gradient of the tokens before the norm, `dtoken`, in memory. From there the sums by gene are taken over the
 tokens in the order of their genes (`scatter`), and what is left are two products with [T, E] matrices, by cuBLAS.
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .._triton import dot, load_wide, on_device_of, store_narrow
 from . import reference, tiles
-from .encode import load_tokens, table_weights, values_bwd_kernel
+from .encode import table_weights, values_backward
 from .scatter import sum_by_gene
 
 NO_NORM = tl.constexpr(reference.NO_NORM)
@@ -38,7 +39,9 @@ def _chunk(
     b_h = load_wide(gene_table + b_g[:, None] * D + o_d[None, :], ((b_g >= 0) & (b_g < G))[:, None] & m_d)
     if P is not None:
         o_p = -1 - b_g
-        b_h += load_wide(prefix_table + o_p[:, None] * D + o_d[None, :], ((o_p >= 0) & (o_p < P))[:, None] & m_d)
+        b_h += load_wide(
+            prefix_table + o_p[:, None] * D + o_d[None, :], ((o_p >= 0) & (o_p < P))[:, None] & m_d
+        )
     if E > 0:
         o_e = tl.arange(0, BE)
         b_table = tl.load(table + o_e[:, None] * D + o_d[None, :], mask=(o_e < E)[:, None] & m_d, other=0.0)
@@ -48,21 +51,20 @@ def _chunk(
 
 @triton.jit
 def embed_fwd_kernel(
-    genes, values, streams, gene_table, prefix_table, weight, bias, mixing, table, gain, shift,
-    y, mean, rstd, T, G, P, eps,
-    D: tl.constexpr, K: tl.constexpr, M: tl.constexpr, E0: tl.constexpr, E: tl.constexpr,
-    BT: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr,
-    MODE: tl.constexpr, VALUE_STREAM: tl.constexpr, STREAMED: tl.constexpr, NORM: tl.constexpr,
+    genes, gene_table, prefix_table, weights, table, gain, shift, y, mean, rstd, T, G, P, eps,
+    D: tl.constexpr, E: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
+    NORM: tl.constexpr,
 ):  # fmt: skip
     """Tokens and their statistics."""
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
     o_t = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     m_t = o_t < T
-    b_g, b_x, m_v, b_s = load_tokens(genes, values, streams, o_t, m_t, VALUE_STREAM, MODE, STREAMED)
+    # a token outside the batch has a gene that no table holds
+    b_g = tl.load(genes + o_t, mask=m_t, other=-2147483648).to(tl.int64)
     b_w = None
     if E > 0:
-        b_w = table_weights(b_x, m_v, b_s, m_t, weight, bias, mixing, K, M, E0, E, BE, BM, MODE)
-        b_w = b_w.to(gene_table.dtype.element_ty)
+        p = o_t[:, None] * BE + tl.arange(0, BE)[None, :]
+        b_w = tl.load(weights + p, mask=m_t[:, None], other=0.0)
 
     # [BT]: mean and sum of squared deviations so far, merged chunk by chunk
     b_mean = tl.zeros([BT], tl.float32)
@@ -106,26 +108,21 @@ def embed_fwd_kernel(
 
 @triton.jit
 def embed_bwd_kernel(
-    dy, mean, rstd, genes, values, streams, gene_table, prefix_table, weight, bias, mixing, table, gain,
-    dtoken, weights, dgain, dshift, T, G, P,
-    D: tl.constexpr, K: tl.constexpr, M: tl.constexpr, E0: tl.constexpr, E: tl.constexpr,
-    BT: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr, BM: tl.constexpr,
-    MODE: tl.constexpr, VALUE_STREAM: tl.constexpr, STREAMED: tl.constexpr, NORM: tl.constexpr,
+    dy, mean, rstd, genes, gene_table, prefix_table, weights, table, gain, dtoken, dgain, dshift, T, G, P,
+    D: tl.constexpr, E: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
+    NORM: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the tokens before the norm, [T, D]; sums over the tile for `dgain`, `dshift` [tiles, D].
-
-    Also leaves `weights` [T, BE], of which the gradient of the table is a product.
-    """
+    """Gradient of the tokens before the norm, [T, D]; sums over the tile for `dgain`, `dshift` [tiles, D]."""
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
     i_t = tl.program_id(0).to(tl.int64)
     o_t = i_t * BT + tl.arange(0, BT)
     m_t = o_t < T
-    b_g, b_x, m_v, b_s = load_tokens(genes, values, streams, o_t, m_t, VALUE_STREAM, MODE, STREAMED)
+    # a token outside the batch has a gene that no table holds
+    b_g = tl.load(genes + o_t, mask=m_t, other=-2147483648).to(tl.int64)
     b_w = None
     if E > 0:
-        b_w = table_weights(b_x, m_v, b_s, m_t, weight, bias, mixing, K, M, E0, E, BE, BM, MODE)
-        b_w = b_w.to(gene_table.dtype.element_ty)
-        tl.store(weights + o_t[:, None] * BE + tl.arange(0, BE)[None, :], b_w, mask=m_t[:, None])
+        p = o_t[:, None] * BE + tl.arange(0, BE)[None, :]
+        b_w = tl.load(weights + p, mask=m_t[:, None], other=0.0)
 
     # [BT]
     b_mean = tl.zeros([BT], tl.float32)
@@ -165,7 +162,7 @@ def embed_bwd_kernel(
 
 
 def embed_forward(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch the forward kernel; see `reference.embed_forward`."""
+    """Launch the forward kernels; see `reference.embed_forward`."""
     x = reference.Operands(*operands)
     tokens, width = x.genes.shape[0], x.gene_table.shape[1]
     y = torch.empty((tokens, width), dtype=x.gene_table.dtype, device=x.genes.device)
@@ -174,11 +171,13 @@ def embed_forward(*operands: Any) -> tuple[Tensor, Tensor, Tensor]:
         for kept in (x.norm == reference.LAYER_NORM, x.norm != reference.NO_NORM)
     )
     if tokens:
-        sizes, constants = _constants(x)
+        weights = table_weights(x)
+        tile, sizes, constants = _constants(x)
         with on_device_of(y):
-            embed_fwd_kernel[(triton.cdiv(tokens, constants["BT"]),)](
-                *_pointers(x), x.gain, x.shift, y, mean, rstd, *sizes, x.eps, **constants
-            )
+            embed_fwd_kernel[(triton.cdiv(tokens, tile.rows),)](
+                x.genes, x.gene_table, x.prefix_table, weights, x.table, x.gain, x.shift, y, mean, rstd,
+                *sizes, x.eps, **constants,
+            )  # fmt: skip
     return y, mean, rstd
 
 
@@ -187,25 +186,24 @@ def embed_backward(
 ) -> tuple[Tensor, ...]:
     """Launch the backward kernels; see `reference.embed_backward`."""
     x = reference.Operands(*operands)
-    dtoken, weights, ends = _tokens_backward(dy, mean, rstd, x)
+    weights = table_weights(x)
+    dtoken, *ends = _tokens_backward(dy, mean, rstd, weights, x)
     empty = x.gene_table.new_empty(0)
-    rows = sum_by_gene(x.genes, dtoken, x.gene_table, x.prefix_table) if tables else (empty, empty)
+    rows = sum_by_gene(x.genes, dtoken, x.gene_table, x.prefix_table) if tables else (None, None)
     dvalues, *layers = _encoding_backward(x, dtoken, weights)
-    if dvalues is None and x.values is not None:
-        dvalues = torch.zeros_like(x.values)
-    grads = (dvalues, *rows, *layers, *ends)
-    return tuple(empty if grad is None else grad for grad in grads)
+    grads = (*rows, *layers, *ends)
+    without = empty if x.values is None else x.values.new_empty(0)
+    return (without if dvalues is None else dvalues, *(empty if grad is None else grad for grad in grads))
 
 
 def _tokens_backward(
-    dy: Tensor, mean: Tensor, rstd: Tensor, x: reference.Operands
-) -> tuple[Tensor, Tensor | None, tuple[Tensor | None, Tensor | None]]:
-    """`dtoken`, the weights [T, BE] of the table, and the gradients of `gain` and `shift`."""
+    dy: Tensor, mean: Tensor, rstd: Tensor, weights: Tensor | None, x: reference.Operands
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`dtoken`, and the gradients of `gain` and `shift`."""
     tokens, width = dy.shape
-    sizes, constants = _constants(x)
-    n_tiles = triton.cdiv(tokens, constants["BT"])
+    tile, sizes, constants = _constants(x)
+    n_tiles = triton.cdiv(tokens, tile.rows)
     dtoken = torch.empty_like(dy)
-    weights = dy.new_empty((tokens, constants["BE"])) if x.table is not None else None
     dgain, dshift = (
         None if end is None else torch.empty((n_tiles, width), dtype=torch.float32, device=dy.device)
         for end in (x.gain, x.shift)
@@ -213,10 +211,11 @@ def _tokens_backward(
     if tokens:
         with on_device_of(dy):
             embed_bwd_kernel[(n_tiles,)](
-                dy, mean, rstd, *_pointers(x), x.gain, dtoken, weights, dgain, dshift, *sizes, **constants
-            )
-    ends = tuple(None if part is None else part.sum(0).to(dy.dtype) for part in (dgain, dshift))
-    return dtoken, weights, ends  # type: ignore[return-value]
+                dy, mean, rstd, x.genes, x.gene_table, x.prefix_table, weights, x.table, x.gain,
+                dtoken, dgain, dshift, *sizes, **constants,
+            )  # fmt: skip
+    ends = (None if part is None else part.sum(0).to(dy.dtype) for part in (dgain, dshift))
+    return dtoken, *ends  # type: ignore[return-value]
 
 
 def _encoding_backward(
@@ -228,62 +227,20 @@ def _encoding_backward(
     dtable = (weights.T @ dtoken)[: x.table.shape[0]].contiguous()
     if x.values is None:
         return None, None, None, None, dtable
-    layout = reference.columns(x)
+    count = reference.columns(x).activations
     # padded to the width of the kernel's tile, for wide loads
     table = x.table.new_zeros((weights.shape[1], x.table.shape[1]))
-    table[: layout.activations] = x.table[: layout.activations]
-    return *_values_backward(x, dtoken @ table.T), dtable
+    table[:count] = x.table[:count]
+    return *values_backward(x, dtoken @ table.T), dtable
 
 
-def _values_backward(x: reference.Operands, dweights: Tensor) -> tuple[Tensor | None, ...]:
-    assert x.values is not None and x.weight is not None
-    tokens = x.values.shape[0]
-    _, constants = _constants(x)
-    n_tiles = triton.cdiv(tokens, tiles.ROWS)
-    steps = max(1, triton.cdiv(n_tiles, tiles.PARTS))
-    parts = triton.cdiv(n_tiles, steps)
-    hidden, columns = constants["BM"], constants["BE"]
-
-    def partial(*shape: int) -> Tensor:
-        return torch.empty((parts, *shape), dtype=torch.float32, device=dweights.device)
-
-    dvalues = torch.empty_like(x.values)
-    dweight, dbias = partial(hidden), partial(hidden)
-    dmixing = partial(columns, hidden) if x.mixing is not None else None
-    if tokens:
-        with on_device_of(dweights):
-            values_bwd_kernel[(parts,)](
-                dweights, x.genes, x.values, x.streams, x.weight, x.bias, x.mixing,
-                dvalues, dweight, dbias, dmixing, tokens, steps,
-                K=constants["K"], M=constants["M"], BT=tiles.ROWS, BE=columns, BM=hidden, MODE=x.mode,
-                VALUE_STREAM=constants["VALUE_STREAM"], STREAMED=constants["STREAMED"], num_warps=8,
-            )  # fmt: skip
-    units = x.weight.shape[0]
-    if dmixing is not None:
-        dmixing = dmixing.sum(0)[: constants["K"], :units].to(x.weight.dtype).contiguous()
-    sums = (part.sum(0)[:units].to(x.weight.dtype) for part in (dweight, dbias))
-    return dvalues, *sums, dmixing
-
-
-def _pointers(x: reference.Operands) -> tuple[Tensor | None, ...]:
-    """The pointers that both kernels begin with."""
-    tables = (x.gene_table, x.prefix_table, x.weight, x.bias, x.mixing, x.table)
-    return x.genes, x.values, x.streams, *tables
-
-
-def _constants(x: reference.Operands) -> tuple[tuple[int, int, int | None], dict[str, int]]:
-    """The sizes that may differ from call to call, and those that are compiled in."""
-    layout = reference.columns(x)
+def _constants(x: reference.Operands) -> tuple[tiles.Tile, tuple[int, int, int | None], dict[str, int]]:
+    """The tile, the sizes that may differ from call to call, and what is compiled in."""
     tile = tiles.choose(x.gene_table.shape[1], x.gene_table.element_size())
     rows = 0 if x.table is None else x.table.shape[0]
-    hidden = 0 if x.weight is None else x.weight.shape[0]
-    columns = tiles.padded(max(rows, 1))
     prefix = None if x.prefix_table is None else x.prefix_table.shape[0]
-    return (x.genes.shape[0], x.gene_table.shape[0], prefix), {
-        "D": x.gene_table.shape[1], "K": layout.activations, "M": hidden, "E0": layout.first_stream, "E": rows,
-        "BT": tile.rows, "BD": tile.columns, "BE": columns,
-        # without a second layer a hidden unit is a column
-        "BM": tiles.padded(max(hidden, 1)) if x.mixing is not None else columns,
-        "MODE": x.mode, "VALUE_STREAM": x.value_stream, "STREAMED": x.streams is not None, "NORM": x.norm,
-        "num_warps": tile.num_warps,
+    return tile, (x.genes.shape[0], x.gene_table.shape[0], prefix), {
+        "D": x.gene_table.shape[1], "E": rows, "BT": tile.rows, "BD": tile.columns,
+        "BE": tiles.padded(max(rows, 1)), "NORM": x.norm,
+        "num_warps": tile.num_warps, "num_stages": tile.num_stages,
     }  # fmt: skip

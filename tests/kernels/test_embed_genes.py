@@ -25,7 +25,9 @@ FORMS = {
 FORM = pytest.mark.parametrize("form", FORMS)
 
 
-def make_inputs(form="all", *, tokens=37, genes=11, width=24, bins=5, hidden=None, dtype=torch.float32, device="cpu"):
+def make_inputs(
+    form="all", *, tokens=37, genes=11, width=24, bins=5, hidden=None, dtype=torch.float32, device="cpu"
+):
     """The inputs of `operator` by name; values of tokens that have none are NaN."""
     encoding, streams, prefix, norm, affine = FORMS[form]
     generator = torch.Generator().manual_seed(tokens * 101 + width)
@@ -125,7 +127,9 @@ def test_matches_definition(device, form, dtype, implementation):
 def test_is_exact_in_float64(form, implementation):
     inputs = in_float64(make_inputs(form))
     exact = with_gradients(naive, inputs)
-    for name, value in with_gradients(lambda **x: operator(**x, implementation=implementation), inputs).items():
+    for name, value in with_gradients(
+        lambda **x: operator(**x, implementation=implementation), inputs
+    ).items():
         torch.testing.assert_close(value, exact[name], rtol=1e-10, atol=1e-10, msg=name)
 
 
@@ -166,7 +170,9 @@ def test_a_frozen_table_has_no_gradient(device):
 
 
 def test_a_cell_does_not_depend_on_its_batch(device):
-    inputs = {name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in make_inputs("all").items()}
+    inputs = {
+        name: x.detach() if isinstance(x, torch.Tensor) else x for name, x in make_inputs("all").items()
+    }
     inputs = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
     whole = operator(**inputs)
     order = torch.randperm(37, generator=torch.Generator().manual_seed(0)).to(device)
@@ -263,7 +269,9 @@ def test_compiles_to_one_graph_of_any_size(device, form):
     ],
 )  # fmt: skip
 def test_refuses_and_says_what_to_do(changes, kind, message):
-    inputs = {n: x.detach() if isinstance(x, torch.Tensor) else x for n, x in make_inputs("all-layer").items()}
+    inputs = {
+        n: x.detach() if isinstance(x, torch.Tensor) else x for n, x in make_inputs("all-layer").items()
+    }
     inputs |= {name: change(inputs[name]) for name, change in changes.items()}
     with pytest.raises(kind, match=message):
         operator(**inputs)
@@ -296,11 +304,11 @@ def test_a_gene_without_a_row_is_refused_on_the_cpu():
 @pytest.fixture
 def poisoned(kernel_device, poison):
     """Give the device of the kernels, whose outputs start as NaN."""
-    from scdd.kernels.embed_genes import scatter
+    from scdd.kernels.embed_genes import encode, scatter
     from scdd.kernels.embed_genes import triton as kernels
 
-    poison(kernels)
-    poison(scatter)
+    for module in (kernels, encode, scatter):
+        poison(module)
     return kernel_device
 
 
@@ -432,6 +440,11 @@ def test_every_width_has_a_tile(element_size):
 
 
 def test_columns_of_every_form():
-    for form, expected in {"genes": (0, 0, 0), "all": (5, 5, 2), "silu": (5, 6, 2), "streams": (0, 0, 2)}.items():
+    for form, expected in {
+        "genes": (0, 0, 0),
+        "all": (5, 5, 2),
+        "silu": (5, 6, 2),
+        "streams": (0, 0, 2),
+    }.items():
         ((_, operands), *_) = operator_calls(form, "cpu")
         assert reference.columns(reference.Operands(*operands)) == expected
