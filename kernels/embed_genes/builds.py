@@ -43,7 +43,7 @@ def builds() -> dict[str, Build]:
 def pair(tile: tiles.Tile, dtype: str, width: int) -> dict[str, Build]:
     """The forward and the backward kernel of tokens of `width`."""
     constants = {
-        "D": width, "E": 102, "BT": tile.rows, "BD": tile.columns, "BE": 128, "NORM": reference.LAYER_NORM
+        "D": width, "E": 102, "BT": tile.rows, "BD": tile.columns, "BE": 128, "BK": tiles.step(128, 2 if dtype == "bf16" else 4), "NORM": reference.LAYER_NORM
     }  # fmt: skip
     sums = dict.fromkeys(("dgain", "dshift"), "*fp32:16")
     return {

@@ -68,7 +68,7 @@ def activations(
     o_k = tl.arange(0, BE)
     if MODE == MIXED_BINS:
         # in steps, as the second layer whole would fill the registers
-        STEP: tl.constexpr = 16 if BM < 32 else 32
+        STEP: tl.constexpr = 16 if BM < 32 or mixing.dtype.element_ty == tl.float32 else 32
         b_scores = tl.zeros([b_x.shape[0], BE], tl.float32)
         for i_m in range(0, BM, STEP):
             o_m = i_m + tl.arange(0, STEP)
@@ -141,10 +141,12 @@ def scores_bwd_kernel(
     b_a = activations(b_x, weight, bias, mixing, K, M, BE, BM, MODE)
     b_d = b_a * (b_d - tl.sum(b_a * b_d, 1)[:, None])
     store_narrow(dscores + p, b_d, m_t[:, None])
-    # [BT, BM]
-    o_m = tl.arange(0, BM)
-    b_hidden = leaky(hidden_units(b_x, weight, bias, o_m, M))
-    store_narrow(hidden + o_t[:, None] * BM + o_m[None, :], b_hidden, m_t[:, None])
+    # [BT, STEP]
+    STEP: tl.constexpr = 16 if BM < 32 else 32
+    for i_m in range(0, BM, STEP):
+        o_m = i_m + tl.arange(0, STEP)
+        b_hidden = leaky(hidden_units(b_x, weight, bias, o_m, M))
+        store_narrow(hidden + o_t[:, None] * BM + o_m[None, :], b_hidden, m_t[:, None])
 
 
 @triton.jit

@@ -47,8 +47,8 @@ _SUMS: Final = MappingProxyType(
 # Of the encoding of values, by the bytes of an element and whether its scores have two layers.
 _ENCODINGS: Final = MappingProxyType(
     {
-        (2, False): Tile(64, MAX_COLUMNS, 8), (4, False): Tile(64, MAX_COLUMNS, 8),
-        (2, True): Tile(64, MAX_COLUMNS, 8, 1), (4, True): Tile(64, MAX_COLUMNS, 16, 1),
+        (2, False): Tile(32, MAX_COLUMNS, 8), (4, False): Tile(32, MAX_COLUMNS, 8),
+        (2, True): Tile(64, MAX_COLUMNS, 8, 1), (4, True): Tile(64, MAX_COLUMNS, 8, 1),
     }
 )  # fmt: skip
 
@@ -62,6 +62,11 @@ def choose(width: int, element_size: int) -> Tile:
     """Return the tile for tokens of `width` elements of `element_size` bytes."""
     columns = min(padded(width), _MAX_CHUNK[element_size])
     return Tile(ROWS, columns, _TABLE[columns, element_size], _STAGES[element_size])
+
+
+def step(columns: int, element_size: int) -> int:
+    """How many of the columns of the weights a product takes at a time."""
+    return columns if element_size == 2 else min(columns, 32)
 
 
 def choose_encoding(element_size: int, *, mixed: bool) -> Tile:

@@ -29,10 +29,14 @@ LAYER_NORM = tl.constexpr(reference.LAYER_NORM)
 
 @triton.jit
 def _chunk(
-    gene_table, prefix_table, table, b_g, b_w, i_d, G, P,
-    D: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, BD: tl.constexpr,
+    gene_table, prefix_table, weights, table, o_t, m_t, b_g, b_w, i_d, G, P,
+    D: tl.constexpr, E: tl.constexpr, BE: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """One chunk of tokens before the norm, [BT, BD]; zero beyond `D`."""
+    """One chunk of tokens before the norm, [BT, BD]; zero beyond `D`.
+
+    The weights stay in `b_w` where they fit (BK = BE), and are read in steps where they do not: each float32
+    product is three of tf32, with parts of its own.
+    """
     # [BD], [BE]
     o_d = i_d * BD + tl.arange(0, BD)
     m_d = (o_d < D)[None, :]
@@ -43,9 +47,17 @@ def _chunk(
             prefix_table + o_p[:, None] * D + o_d[None, :], ((o_p >= 0) & (o_p < P))[:, None] & m_d
         )
     if E > 0:
-        o_e = tl.arange(0, BE)
-        b_table = tl.load(table + o_e[:, None] * D + o_d[None, :], mask=(o_e < E)[:, None] & m_d, other=0.0)
-        b_h = dot(b_w, b_table, b_h)
+        if BK == BE:
+            o_e = tl.arange(0, BE)
+            m = (o_e < E)[:, None] & m_d
+            b_h = dot(b_w, tl.load(table + o_e[:, None] * D + o_d[None, :], mask=m, other=0.0), b_h)
+        else:
+            for i_e in range(0, BE, BK):
+                o_e = i_e + tl.arange(0, BK)
+                m = (o_e < E)[:, None] & m_d
+                b_step = tl.load(weights + o_t[:, None] * BE + o_e[None, :], mask=m_t[:, None], other=0.0)
+                b_table = tl.load(table + o_e[:, None] * D + o_d[None, :], mask=m, other=0.0)
+                b_h = dot(b_step, b_table, b_h)
     return b_h, o_d
 
 
@@ -53,7 +65,7 @@ def _chunk(
 def embed_fwd_kernel(
     genes, gene_table, prefix_table, weights, table, gain, shift, y, mean, rstd, T, G, P, eps,
     D: tl.constexpr, E: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    NORM: tl.constexpr,
+    BK: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """Tokens and their statistics."""
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
@@ -62,7 +74,7 @@ def embed_fwd_kernel(
     # a token outside the batch has a gene that no table holds
     b_g = tl.load(genes + o_t, mask=m_t, other=-2147483648).to(tl.int64)
     b_w = None
-    if E > 0:
+    if E > 0 and BK == BE:
         p = o_t[:, None] * BE + tl.arange(0, BE)[None, :]
         b_w = tl.load(weights + p, mask=m_t[:, None], other=0.0)
 
@@ -70,11 +82,15 @@ def embed_fwd_kernel(
     b_mean = tl.zeros([BT], tl.float32)
     b_square = tl.zeros([BT], tl.float32)
     if CHUNKS == 1:
-        b_h, o_d = _chunk(gene_table, prefix_table, table, b_g, b_w, 0, G, P, D, E, BE, BD)
+        b_h, o_d = _chunk(
+            gene_table, prefix_table, weights, table, o_t, m_t, b_g, b_w, 0, G, P, D, E, BE, BK, BD
+        )
     if NORM != NO_NORM:
         for i_d in range(CHUNKS):
             if CHUNKS > 1:
-                b_h, o_d = _chunk(gene_table, prefix_table, table, b_g, b_w, i_d, G, P, D, E, BE, BD)
+                b_h, o_d = _chunk(
+                    gene_table, prefix_table, weights, table, o_t, m_t, b_g, b_w, i_d, G, P, D, E, BE, BK, BD
+                )
             if NORM == LAYER_NORM:
                 count = tl.minimum(D - i_d * BD, BD).to(tl.float32)
                 b_level = tl.sum(b_h, 1) / count
@@ -94,7 +110,9 @@ def embed_fwd_kernel(
 
     for i_d in range(CHUNKS):
         if CHUNKS > 1:
-            b_h, o_d = _chunk(gene_table, prefix_table, table, b_g, b_w, i_d, G, P, D, E, BE, BD)
+            b_h, o_d = _chunk(
+                gene_table, prefix_table, weights, table, o_t, m_t, b_g, b_w, i_d, G, P, D, E, BE, BK, BD
+            )
         if NORM == LAYER_NORM:
             b_h -= b_mean[:, None]
         if NORM != NO_NORM:
@@ -110,7 +128,7 @@ def embed_fwd_kernel(
 def embed_bwd_kernel(
     dy, mean, rstd, genes, gene_table, prefix_table, weights, table, gain, dtoken, dgain, dshift, T, G, P,
     D: tl.constexpr, E: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
-    NORM: tl.constexpr,
+    BK: tl.constexpr, NORM: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the tokens before the norm, [T, D]; sums over the tile for `dgain`, `dshift` [tiles, D]."""
     CHUNKS: tl.constexpr = (D + BD - 1) // BD
@@ -120,7 +138,7 @@ def embed_bwd_kernel(
     # a token outside the batch has a gene that no table holds
     b_g = tl.load(genes + o_t, mask=m_t, other=-2147483648).to(tl.int64)
     b_w = None
-    if E > 0:
+    if E > 0 and BK == BE:
         p = o_t[:, None] * BE + tl.arange(0, BE)[None, :]
         b_w = tl.load(weights + p, mask=m_t[:, None], other=0.0)
 
@@ -135,7 +153,9 @@ def embed_bwd_kernel(
     b_level = tl.zeros([BT], tl.float32)
     if NORM != NO_NORM:
         for i_d in range(CHUNKS):
-            b_h, o_d = _chunk(gene_table, prefix_table, table, b_g, b_w, i_d, G, P, D, E, BE, BD)
+            b_h, o_d = _chunk(
+                gene_table, prefix_table, weights, table, o_t, m_t, b_g, b_w, i_d, G, P, D, E, BE, BK, BD
+            )
             b_d = load_wide(dy + o_t[:, None] * D + o_d[None, :], m_t[:, None] & (o_d < D)[None, :])
             if gain is not None:
                 b_d *= load_wide(gain + o_d, o_d < D)[None, :]
@@ -146,7 +166,9 @@ def embed_bwd_kernel(
         b_level /= D
 
     for i_d in range(CHUNKS):
-        b_h, o_d = _chunk(gene_table, prefix_table, table, b_g, b_w, i_d, G, P, D, E, BE, BD)
+        b_h, o_d = _chunk(
+            gene_table, prefix_table, weights, table, o_t, m_t, b_g, b_w, i_d, G, P, D, E, BE, BK, BD
+        )
         # [BT, BD]
         m = m_t[:, None] & (o_d < D)[None, :]
         b_d = load_wide(dy + o_t[:, None] * D + o_d[None, :], m)
@@ -239,8 +261,9 @@ def _constants(x: reference.Operands) -> tuple[tiles.Tile, tuple[int, int, int |
     tile = tiles.choose(x.gene_table.shape[1], x.gene_table.element_size())
     rows = 0 if x.table is None else x.table.shape[0]
     prefix = None if x.prefix_table is None else x.prefix_table.shape[0]
+    columns = tiles.padded(max(rows, 1))
     return tile, (x.genes.shape[0], x.gene_table.shape[0], prefix), {
         "D": x.gene_table.shape[1], "E": rows, "BT": tile.rows, "BD": tile.columns,
-        "BE": tiles.padded(max(rows, 1)), "NORM": x.norm,
+        "BE": columns, "BK": tiles.step(columns, x.gene_table.element_size()), "NORM": x.norm,
         "num_warps": tile.num_warps, "num_stages": tile.num_stages,
     }  # fmt: skip
