@@ -1,4 +1,4 @@
-"""What attention within segments looks at, summed as it is computed: no map of attention is ever in memory."""
+"""What attention within segments looks at, summed as it is computed: no map is ever in memory."""
 
 from __future__ import annotations
 

@@ -65,7 +65,8 @@ def attention_mass(
         Queries and keys, ``[T, H, D]``: the rows of all segments end to end. float32, bfloat16, float16 or
         float64. Pieces of one larger projection are read in place.
     lse
-        Logarithm of the sum of exponentials of each query's scores, ``[T, H]``, float32 (float64 for float64).
+        Logarithm of the sum of exponentials of each query's scores, ``[T, H]``, float32 (float64 for
+        float64).
     cu_seqlens
         int32 or int64 ``[S + 1]``, the row where each segment starts.
     scale
@@ -82,8 +83,8 @@ def attention_mass(
     Returns
     -------
     Tensor
-        ``[T, H]``, float32 (float64 for float64). Over the tokens of a segment it sums to its length. It has no
-        gradient: inputs that ask for one are detached.
+        ``[T, H]``, float32 (float64 for float64). Over the tokens of a segment it sums to its length. It has
+        no gradient: inputs that ask for one are detached.
 
     Raises
     ------
@@ -132,16 +133,16 @@ def attention_rows(
     """``sums_rg = sum of attention_ij over i of gene chosen_r, j of gene g in i's segment``, mean over heads.
 
     Attention from the tokens of a few genes (transcription factors) to those of all genes, added up over the
-    segments of a batch: a matrix of genes, without a map of attention in memory. Divide `sums` by `counts` for
-    the mean over the cells that hold both. The scores are those of :func:`attention_mass`.
+    segments of a batch: a matrix of genes, without a map of attention in memory. Divide `sums` by `counts`
+    for the mean over the cells that hold both. The scores are those of :func:`attention_mass`.
 
     Parameters
     ----------
     q, k, lse, cu_seqlens
         As in :func:`attention_mass`.
     genes
-        Gene of each token, ``[T]``, int32 or int64. Tokens whose id is negative (CLS) or at least `n_genes` are
-        left out on both sides.
+        Gene of each token, ``[T]``, int32 or int64. Tokens whose id is negative (CLS) or at least `n_genes`
+        are left out on both sides.
     chosen
         The genes whose rows are wanted, ``[R]``, int32 or int64, each once.
     n_genes
@@ -154,15 +155,15 @@ def attention_rows(
     Returns
     -------
     AttentionRows
-        `sums` and `counts`, without a gradient; the same bits every time. On a GPU sums are exact multiples of
-        2^-40, up to 2^23, and a row with a number that is not finite (or a weight of 2 or more, which no `lse` of
-        these scores gives) is NaN as a whole.
+        `sums` and `counts`, without a gradient; the same bits every time. On a GPU sums are exact multiples
+        of 2^-40, up to 2^23, and a row with a number that is not finite (or a weight of 2 or more, which no
+        `lse` of these scores gives) is NaN as a whole.
 
     Raises
     ------
     TypeError, ValueError
-        As in :func:`attention_mass`; `n_genes` is below 1, or `chosen` has an id twice or outside `n_genes`. On a
-        GPU the values of `chosen` are checked without waiting: the device stops with an assertion.
+        As in :func:`attention_mass`; `n_genes` is below 1, or `chosen` has an id twice or outside `n_genes`.
+        On a GPU the values of `chosen` are checked without waiting: the device stops with an assertion.
 
     Examples
     --------

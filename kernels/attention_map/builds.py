@@ -19,7 +19,7 @@ _TYPES: Final = (
 )
 
 # What is one number a row or a key (lse, biases, segments, genes), for as many rows as a thread holds.
-_NARROW: Final = 96
+_NARROW: Final = 128
 
 
 def builds() -> dict[str, Build]:
@@ -36,10 +36,14 @@ def build(name: str, width: int, dtype: str, tile: tiles.Tile, *, per_head: bool
     """One kernel."""
     kernel = mass_kernel if name == "mass" else rows_kernel
     constants = {
-        "H": 8, "D": width, "BD": 128 if width == 96 else width, "BM": tile.queries, "BN": tile.keys,
+        "H": 8, "D": width, "BK": tile.step, "BM": tile.queries, "BN": tile.keys,
         "KEY_BIAS": True, "SLOPE": True,
     }  # fmt: skip
-    own = {"SPLIT": 1} if name == "mass" else {"PARTS": tiles.KEY_PARTS, "PER_HEAD": per_head}
+    own = (
+        {"SPLIT": 1, "BD": 128 if width == 96 else width}
+        if name == "mass"
+        else {"PARTS": tiles.KEY_PARTS, "PER_HEAD": per_head}
+    )
     return Build(
         kernel=kernel,
         types=pointer_types(kernel, dtype, _TYPES),

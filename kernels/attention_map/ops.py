@@ -51,8 +51,8 @@ mass = _dispatch.define(
     fake=_fake_mass,
 )
 rows = _dispatch.define(
-    f"attention_rows(Tensor q, Tensor k, Tensor lse, Tensor cu_seqlens, Tensor genes, Tensor chosen, {_BIASES},"
-    " SymInt n_genes, float scale, bool per_head) -> (Tensor, Tensor)",
+    "attention_rows(Tensor q, Tensor k, Tensor lse, Tensor cu_seqlens, Tensor genes, Tensor chosen,"
+    f" {_BIASES}, SymInt n_genes, float scale, bool per_head) -> (Tensor, Tensor)",
     reference=reference.attention_rows,
     kernel=_launch_rows,
     fake=_fake_rows,

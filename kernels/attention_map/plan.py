@@ -1,4 +1,4 @@
-"""Which queries are of a chosen gene, gathered segment by segment, on the device and without waiting for it."""
+"""Which queries are of a chosen gene, gathered by segment, on the device and without waiting for it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ class Plan(NamedTuple):
     """The grid of `attention_rows`."""
 
     tiles: Tensor
-    """int32 ``[M, 4]``: first and end of a tile among `queries`, first and end of the keys; zeros for a tile of
-    nothing, as the number of tiles is only bounded."""
+    """int32 ``[M, 4]``: first and end of a tile among `queries`, first and end of the keys; zeros for a tile
+    of nothing, as the number of tiles is only bounded."""
     queries: Tensor
-    """int32 ``[T + 1]``, tokens of chosen genes in the order of the batch; what follows them means nothing."""
+    """int32 ``[T + 1]``, tokens of chosen genes in the order of the batch; what follows them means
+    nothing."""
     row_of_token: Tensor
     """int32 ``[T]``, the place of each token's gene among the chosen ones, or -1."""
 

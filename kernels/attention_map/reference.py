@@ -1,13 +1,15 @@
 """What the operators compute, in plain PyTorch; both the definition and what a CPU runs.
 
-Segment by segment, and so many queries at a time that the scores stay in the cache. Nothing here has a gradient.
+Segment by segment, and so many queries at a time that the scores stay in the cache. Nothing here has a
+gradient.
 
-Shapes: `q` and `k` [T, H, D], `lse` [T, H], `cu_seqlens` [S + 1], `key_weight` and `slope` [H], `key_value` and
-`coordinate` [T], `genes` [T], `chosen` [R].
+Shapes: `q` and `k` [T, H, D], `lse` [T, H], `cu_seqlens` [S + 1], `key_weight` and `slope` [H], `key_value`
+and `coordinate` [T], `genes` [T], `chosen` [R].
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
@@ -101,7 +103,7 @@ def _checked_rows(chosen: Tensor, n_genes: int) -> Tensor:
 def _segments_of(cu_seqlens: Tensor, total: int) -> Iterator[tuple[int, int]]:
     """Where each segment that is not empty starts and ends."""
     starts = checked_starts(cu_seqlens, total).tolist()
-    return ((start, end) for start, end in zip(starts[:-1], starts[1:], strict=True) if start < end)
+    return ((start, end) for start, end in itertools.pairwise(starts) if start < end)
 
 
 def _steps(queries: Tensor, scores_a_query: int) -> tuple[Tensor, ...]:

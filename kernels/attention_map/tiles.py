@@ -23,27 +23,24 @@ class Tile:
     keys: int
     num_warps: int
     num_stages: int
+    step: int
+    """Columns of a head that a product takes at a time; all of them lets the keys stay in registers."""
 
 
 # Head dimension, bytes of an element -> tile. Keys stay and queries pass by.
 _MASS: Final = MappingProxyType(
     {
-        (32, 2): Tile(64, 64, 4, 3), (32, 4): Tile(64, 64, 4, 2),
-        (64, 2): Tile(64, 64, 4, 3), (64, 4): Tile(64, 64, 8, 2),
-        (96, 2): Tile(64, 64, 4, 3), (96, 4): Tile(32, 64, 8, 2),
-        (128, 2): Tile(64, 64, 4, 3), (128, 4): Tile(32, 64, 8, 2),
+        (32, 2): Tile(64, 64, 4, 3, 32), (32, 4): Tile(64, 64, 4, 2, 32),
+        (64, 2): Tile(64, 64, 4, 3, 64), (64, 4): Tile(64, 64, 8, 2, 32),
+        (96, 2): Tile(64, 64, 4, 3, 128), (96, 4): Tile(64, 64, 8, 2, 32),
+        (128, 2): Tile(64, 64, 4, 3, 128), (128, 4): Tile(64, 64, 8, 2, 32),
     }
 )  # fmt: skip
 
 # Queries stay and keys pass by, for all heads in turn.
 _ROWS: Final = MappingProxyType(
-    {
-        (32, 2): Tile(64, 64, 8, 2), (32, 4): Tile(64, 32, 8, 1),
-        (64, 2): Tile(64, 64, 8, 2), (64, 4): Tile(64, 32, 8, 1),
-        (96, 2): Tile(64, 64, 8, 2), (96, 4): Tile(64, 32, 8, 1),
-        (128, 2): Tile(64, 64, 8, 2), (128, 4): Tile(64, 32, 8, 1),
-    }
-)  # fmt: skip
+    {(width, size): Tile(64, 32, 8, 2, 32) for width in WIDTHS for size in (2, 4)}
+)
 
 
 def choose_mass(width: int, element_size: int) -> Tile:

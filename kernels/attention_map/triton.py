@@ -1,12 +1,12 @@
 """The kernels, and the functions that launch them.
 
-`attention_mass`: a program keeps a tile of keys and lets the queries of their segment pass by; a key belongs to one
-program, which sums in registers.
+`attention_mass`: a program keeps a tile of keys and lets the queries of their segment pass by; a key belongs
+to one program, which sums in registers.
 
-`attention_rows`: queries of chosen genes are few, so they are gathered first (`plan`), 64 of a segment at a time. A
-program computes their attention to some keys, all heads in turn, and adds it to the matrix of genes. Several
-programs meet in one element of that matrix. They add whole numbers, multiples of 2^-40, which gives the same sum
-in any order; so no pass over memory is needed to bring the terms into one.
+`attention_rows`: queries of chosen genes are few, so they are gathered first (`plan`), 64 of a segment at a
+time. A program computes their attention to some keys, all heads in turn, and adds it to the matrix of genes.
+Several programs meet in one element of that matrix. They add whole numbers, multiples of 2^-40, which gives
+the same sum in any order; so no pass over memory is needed to bring the terms into one.
 
 The naming system is described in `scdd.kernels._triton`.
 """
@@ -32,11 +32,24 @@ _ONE = tl.constexpr(_UNITS)
 
 
 @triton.jit
-def load_rows(x, o_r, m_r, stride, i_h, D: tl.constexpr, BD: tl.constexpr):
-    """Head `i_h` of some rows of [T, H, D], as they are stored: [B, BD]."""
-    o_d = tl.arange(0, BD)
+def load_rows(x, o_r, m_r, stride, i_h, i_d, D: tl.constexpr, BK: tl.constexpr):
+    """Columns `i_d` to ``i_d + BK`` of head `i_h` of some rows of [T, H, D], as they are stored: [B, BK]."""
+    o_d = i_d + tl.arange(0, BK)
     p = o_r.to(tl.int64)[:, None] * stride + i_h * D + o_d[None, :]
     return tl.load(x + p, mask=m_r[:, None] & (o_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def products(
+    x, o_x, m_x, stride_x, y, o_y, m_y, stride_y, i_h, B: tl.constexpr, D: tl.constexpr, BK: tl.constexpr
+):
+    """Products of the rows `o_x` of x and the `B` rows `o_y` of y, read in steps to leave registers."""
+    b_s = tl.zeros([o_x.shape[0], B], tl.float32)
+    for i_d in range(0, D, BK):
+        b_x = load_rows(x, o_x, m_x, stride_x, i_h, i_d, D, BK)
+        b_y = load_rows(y, o_y, m_y, stride_y, i_h, i_d, D, BK)
+        b_s = dot(b_x, tl.trans(b_y), b_s)
+    return b_s
 
 
 @triton.jit
@@ -52,17 +65,21 @@ def biased(b_s, scale, b_key, weight, b_distance, slope, KEY_BIAS: tl.constexpr,
 
 @triton.jit
 def mass_step(
-    b_k, b_key, b_at, b_segment, b_mass, q, lse, segments, coordinate, i_m, stop, stride_q, scale, weight,
+    k, o_n, m_n, stride_k, b_k, b_key, b_at, b_segment, b_mass, q, lse, segments, coordinate, i_m, stop,
+    stride_q, scale, weight,
     incline, i_h,
-    D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr,
+    D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr,
     KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
     """Add what the queries from `i_m` on give to each key, [BN]."""
     o_m = i_m + tl.arange(0, BM)
     m_m = o_m < stop
-    b_q = load_rows(q, o_m, m_m, stride_q, i_h, D, BD)
     # [BN, BM]
-    b_s = dot(b_k, tl.trans(b_q), tl.zeros([b_k.shape[0], BM], tl.float32))
+    if BK == BD:
+        b_q = load_rows(q, o_m, m_m, stride_q, i_h, 0, D, BD)
+        b_s = dot(b_k, tl.trans(b_q), tl.zeros([b_mass.shape[0], BM], tl.float32))
+    else:
+        b_s = products(k, o_n, m_n, stride_k, q, o_m, m_m, stride_q, i_h, BM, D, BK)
     b_distance = 0.0
     if SLOPE:
         b_distance = tl.abs(b_at[:, None] - load_wide(coordinate + o_m, m_m)[None, :])
@@ -79,7 +96,7 @@ def mass_step(
 @triton.jit
 def mass_kernel(
     q, k, lse, mass, tiles, segments, key_weight, key_bias, slope, coordinate, T, stride_q, stride_k, scale,
-    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     SPLIT: tl.constexpr, KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     """`mass` [T, H] of some keys, for one head; `lse` is [H, T]."""
@@ -94,7 +111,10 @@ def mass_kernel(
     # [BN]
     o_n = first + tl.arange(0, BN)
     m_n = o_n < end
-    b_k = load_rows(k, o_n, m_n, stride_k, i_h, D, BD)
+    # keys stay in registers where they fit; as float32 each is two numbers of tf32
+    b_k = 0.0
+    if BK == BD:
+        b_k = load_rows(k, o_n, m_n, stride_k, i_h, 0, D, BD)
     weight, b_key, incline, b_at = 0.0, 0.0, 0.0, 0.0
     if KEY_BIAS:
         weight = tl.load(key_weight + i_h)
@@ -109,13 +129,15 @@ def mass_kernel(
     alone = tl.where(shared, begin, stop)
     for i in tl.range(begin, alone, BM):
         b_mass = mass_step(
-            b_k, b_key, b_at, b_segment, b_mass, q, p_lse, segments, coordinate, i, stop, stride_q, scale,
-            weight, incline, i_h, D, BD, BM, KEY_BIAS, SLOPE, False,
+            k, o_n, m_n, stride_k, b_k, b_key, b_at, b_segment, b_mass, q, p_lse, segments, coordinate, i, stop,
+            stride_q, scale,
+            weight, incline, i_h, D, BD, BK, BM, KEY_BIAS, SLOPE, False,
         )  # fmt: skip
     for i in tl.range(alone, stop, BM, num_stages=1):
         b_mass = mass_step(
-            b_k, b_key, b_at, b_segment, b_mass, q, p_lse, segments, coordinate, i, stop, stride_q, scale,
-            weight, incline, i_h, D, BD, BM, KEY_BIAS, SLOPE, True,
+            k, o_n, m_n, stride_k, b_k, b_key, b_at, b_segment, b_mass, q, p_lse, segments, coordinate, i, stop,
+            stride_q, scale,
+            weight, incline, i_h, D, BD, BK, BM, KEY_BIAS, SLOPE, True,
         )  # fmt: skip
     tl.store(mass + o_n.to(tl.int64) * H + i_h, b_mass, mask=m_n)
 
@@ -134,7 +156,7 @@ def add_units(sums, broken, b_p, p_sums, b_r, m):
 def rows_kernel(
     q, k, lse, sums, counts, broken, queries, plan_tiles, row_of_token, genes, key_weight, key_bias, slope,
     coordinate, T, G, stride_q, stride_k, scale,
-    H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, BK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     PARTS: tl.constexpr, KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip
     """Add the attention of up to BM gathered queries to some keys of their segment; `lse` is [H, T].
@@ -142,11 +164,11 @@ def rows_kernel(
     `plan_tiles` [M, 4] has first and end of the queries of a tile, and first and end of their keys. `sums` is
     int64 [R, G] or [R, H, G], `counts` int32 [R, G].
     """
-    p = plan_tiles + tl.program_id(0).to(tl.int64) * 4
-    first, end = tl.load(p), tl.load(p + 1)
+    p_tile = plan_tiles + tl.program_id(0).to(tl.int64) * 4
+    first, end = tl.load(p_tile), tl.load(p_tile + 1)
     if first >= end:
         return
-    begin, stop = tl.load(p + 2), tl.load(p + 3)
+    begin, stop = tl.load(p_tile + 2), tl.load(p_tile + 3)
     # [BM]: places among the chosen queries, their tokens, the rows of the result
     o_m = first + tl.arange(0, BM)
     m_m = o_m < end
@@ -169,9 +191,7 @@ def rows_kernel(
         m = m_m[:, None] & ((b_g >= 0) & (b_g < G))[None, :]
         b_mean = tl.zeros([BM, BN], tl.float32)
         for i_h in range(H):
-            b_q = load_rows(q, b_t, m_m, stride_q, i_h, D, BD)
-            b_k = load_rows(k, o_n, m_n, stride_k, i_h, D, BD)
-            b_s = dot(b_q, tl.trans(b_k), tl.zeros([BM, BN], tl.float32))
+            b_s = products(q, b_t, m_m, stride_q, k, o_n, m_n, stride_k, i_h, BN, D, BK)
             weight, incline = 0.0, 0.0
             if KEY_BIAS:
                 weight = tl.load(key_weight + i_h)
@@ -206,10 +226,11 @@ def attention_mass(
     split = triton.cdiv(tile_rows, tile.keys)
     if tiles_.numel():
         with on_device_of(q):
-            mass_kernel[len(tiles_) * split, heads](
+            mass_kernel[(len(tiles_) * split, heads)](
                 q, k, columns, mass, tiles_, segments, key_weight, _log1p(key_value), slope, coordinate,
                 len(q), q.stride(0), k.stride(0), scale,
-                H=heads, D=width, BD=triton.next_power_of_2(width), BM=tile.queries, BN=tile.keys, SPLIT=split,
+                H=heads, D=width, BD=triton.next_power_of_2(width), BK=tile.step, BM=tile.queries, BN=tile.keys,
+                SPLIT=split,
                 KEY_BIAS=key_value is not None, SLOPE=slope is not None,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
@@ -233,11 +254,11 @@ def attention_rows(
     q, k, columns = _rows(q), _rows(k), lse.mT.contiguous()
     if rows and len(found.tiles):
         with on_device_of(q):
-            rows_kernel[len(found.tiles), tiles.KEY_PARTS](
+            rows_kernel[(len(found.tiles), tiles.KEY_PARTS)](
                 q, k, columns, sums, counts, broken, found.queries, found.tiles, found.row_of_token, genes,
                 key_weight, _log1p(key_value), slope, coordinate,
                 len(q), n_genes, q.stride(0), k.stride(0), scale,
-                H=heads, D=width, BD=triton.next_power_of_2(width), BM=tile.queries, BN=tile.keys,
+                H=heads, D=width, BK=tile.step, BM=tile.queries, BN=tile.keys,
                 PARTS=tiles.KEY_PARTS, KEY_BIAS=key_value is not None, SLOPE=slope is not None,
                 PER_HEAD=per_head, num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip

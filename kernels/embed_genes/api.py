@@ -73,16 +73,17 @@ def embed_genes(
 ) -> Tensor:
     """``norm(gene_table[gene] + encoding(value) + stream_table[stream]) * weight + bias`` for each token.
 
-    The input layer of a single-cell transformer over packed cells: one read of the gene's row, one write of the
-    token. The arrays `indices` and `data` of a CSR matrix are `genes` and `values` as they are, and its `indptr`
-    is the ``cu_seqlens`` of attention over the result.
+    The input layer of a single-cell transformer over packed cells: one read of the gene's row, one write of
+    the token. The arrays `indices` and `data` of a CSR matrix are `genes` and `values` as they are, and its
+    `indptr` is the ``cu_seqlens`` of attention over the result.
 
     Parameters
     ----------
     genes
-        Gene of each token, ``[T]``, int32 or int64: a row of `gene_table`. A negative id ``-1 - j`` is a learned
-        token such as CLS: it takes row `j` of `prefix_table` in place of a gene's, and no value. On CUDA ids are
-        not checked, as that would wait for the GPU; one past the end of its table reads as a row of zeros.
+        Gene of each token, ``[T]``, int32 or int64: a row of `gene_table`. A negative id ``-1 - j`` is a
+        learned token such as CLS: it takes row `j` of `prefix_table` in place of a gene's, and no value. On
+        CUDA ids are not checked, as that would wait for the GPU; one past the end of its table reads as a row
+        of zeros.
     values
         Expression of each token, ``[T]``, of any supported dtype; given if and only if `encoding` is. What
         stands where a token has no value is not looked at.
@@ -122,8 +123,8 @@ def embed_genes(
     TypeError
         An argument is not a tensor, or its dtype is not supported or differs from that of `gene_table`.
     ValueError
-        A shape or device does not fit, arguments that belong together are not given together, `eps` is negative,
-        `norm` or `implementation` is unknown or can not be had.
+        A shape or device does not fit, arguments that belong together are not given together, `eps` is
+        negative, `norm` or `implementation` is unknown or can not be had.
 
     References
     ----------
@@ -189,11 +190,12 @@ def _limit(operands: tuple) -> str | None:
         )
     if x.table is not None and x.table.shape[0] > MAX_COLUMNS:
         return (
-            f"bins (or hidden units), offset and streams are {x.table.shape[0]} rows together and the kernels "
+            f"bins (or hidden units), offset and streams are {x.table.shape[0]} rows together, the kernels "
             f"take at most {MAX_COLUMNS}; use fewer bins"
         )
     if x.mixing is not None and x.mixing.shape[1] > MAX_HIDDEN:
-        return f"encoding.mixing has {x.mixing.shape[1]} columns, the kernels take at most {MAX_HIDDEN}; use fewer"
+        columns = x.mixing.shape[1]
+        return f"encoding.mixing has {columns} columns, the kernels take at most {MAX_HIDDEN}; use fewer"
     return None
 
 

@@ -29,7 +29,7 @@ _NARROW: Final = 80
 
 def builds() -> dict[str, Build]:
     """Each tile with 100 bins, two streams, learned tokens and layer norm; the encodings at 100 bins."""
-    found = {}
+    found: dict[str, Build] = {}
     for tile, size in tiles.every_tile():
         width = tile.columns if tile.columns < tiles.choose(512, size).columns else 512
         found |= pair(tile, "bf16" if size == 2 else "fp32", width)
@@ -43,7 +43,8 @@ def builds() -> dict[str, Build]:
 def pair(tile: tiles.Tile, dtype: str, width: int) -> dict[str, Build]:
     """The forward and the backward kernel of tokens of `width`."""
     constants = {
-        "D": width, "E": 102, "BT": tile.rows, "BD": tile.columns, "BE": 128, "BK": tiles.step(128, 2 if dtype == "bf16" else 4), "NORM": reference.LAYER_NORM
+        "D": width, "E": 102, "BT": tile.rows, "BD": tile.columns, "BE": 128,
+        "BK": tiles.step(128, 2 if dtype == "bf16" else 4), "NORM": reference.LAYER_NORM,
     }  # fmt: skip
     sums = dict.fromkeys(("dgain", "dshift"), "*fp32:16")
     return {
@@ -75,7 +76,7 @@ def sums(tile: tiles.Tile) -> Build:
 
 def _build(
     kernel: Any, dtype: str, constants: Mapping[str, Any], tile: tiles.Tile,
-    types: Mapping[str, str] | None = None, *, tensor_cores: bool = True,
+    types: dict[str, str] | None = None, *, tensor_cores: bool = True,
 ) -> Build:  # fmt: skip
     return Build(
         kernel=kernel,

@@ -209,7 +209,8 @@ def values_backward(x: reference.Operands, dweights: Tensor) -> tuple[Tensor | N
     dmixing = None
     if x.mixing is not None:
         dweights, dmixing = _mixing_backward(x, dweights)
-    assert x.values is not None and x.weight is not None
+    assert x.values is not None
+    assert x.weight is not None
     tokens, tile, constants = x.genes.shape[0], *_constants(x)
     n_tiles = triton.cdiv(tokens, tile.rows)
     steps = max(1, triton.cdiv(n_tiles, tiles.PARTS))

@@ -7,9 +7,9 @@ Shapes, in all of them: `genes` and `streams` [T], `values` [T]; `gene_table` [G
 `weight` and `bias` [M]; `mixing` [K, M]; `table` [E, D]; `gain` and `shift` [D]; `y` [T, D]; `mean` and
 `rstd` [T, 1].
 
-All that is added to the row of a gene is one product ``weights @ table``. The rows of `table` are the K bins or
-hidden units of the value encoding, for an MLP its output bias, and one row for each stream; `weights` [T, E] are
-the activations, whether the token has a value, and a one in the column of its stream.
+All that is added to the row of a gene is one product ``weights @ table``. The rows of `table` are the K bins
+or hidden units of the value encoding, for an MLP its output bias, and one row for each stream; `weights` [T,
+E] are the activations, whether the token has a value, and a one in the column of its stream.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Operands(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Where the columns of ``weights`` lie: [0, K) activations, [K, first_stream) the MLP's bias, then streams."""
+    """Where the columns of ``weights`` lie: activations, the bias of an MLP, streams."""
 
     activations: int
     first_stream: int
@@ -128,7 +128,9 @@ def embed_backward(
 
 def scores_backward(x: Operands, dweights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of `values`, `weight`, `bias` and `mixing` from that of the activations, [T, K]."""
-    assert x.values is not None and x.weight is not None and x.bias is not None
+    assert x.values is not None
+    assert x.weight is not None
+    assert x.bias is not None
     valued = _valued(x)[:, None]
     value = torch.where(valued, _wide(x.values)[:, None], 0.0)
     hidden = torch.addcmul(_wide(x.bias), value, _wide(x.weight))
@@ -200,7 +202,8 @@ def _weights(x: Operands) -> Tensor:
     layout = columns(x)
     parts = []
     if x.values is not None:
-        assert x.weight is not None and x.bias is not None
+        assert x.weight is not None
+        assert x.bias is not None
         valued = _valued(x)[:, None]
         # a token without a value may hold anything there
         value = torch.where(valued, _wide(x.values)[:, None], 0.0)

@@ -1,8 +1,8 @@
 """The gradient of a table of genes: rows summed by gene, in the same order every time.
 
-Tokens are sorted by gene on the device, and a program owns a row of the table: it walks that gene's tokens and
-writes the row once, zero where the batch lacks the gene. In a batch of cells a gene has at most one token a
-cell and stream, so no walk is long.
+Tokens are sorted by gene on the device, and a program owns a row of the table: it walks that gene's tokens
+and writes the row once, zero where the batch lacks the gene. In a batch of cells a gene has at most one token
+a cell and stream, so no walk is long.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def sum_by_gene_kernel(
     dtoken, order, starts, dgenes, dprefix, G,
     D: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """The sum of the rows `order[starts[r] : starts[r + 1]]` of `dtoken`, for row r of both tables in turn."""
+    """Sum the rows ``order[starts[r] : starts[r + 1]]`` of `dtoken`; r counts genes, then the prefix."""
     i_r = tl.program_id(0).to(tl.int64)
     # [BD]
     o_d = tl.program_id(1) * BD + tl.arange(0, BD)
@@ -36,9 +36,8 @@ def sum_by_gene_kernel(
         )
     if i_r < G:
         store_narrow(dgenes + i_r * D + o_d, b_sum, m_d)
-    else:
-        if dprefix is not None:
-            store_narrow(dprefix + (i_r - G) * D + o_d, b_sum, m_d)
+    elif dprefix is not None:
+        store_narrow(dprefix + (i_r - G) * D + o_d, b_sum, m_d)
 
 
 def sum_by_gene(

@@ -1,10 +1,11 @@
 """The kernels that build tokens and take their gradient apart, and the functions that launch them.
 
-All that is added to a gene's row is one matrix product, [64, E] @ [E, D], whose left side is made from the value
-and the stream of each token by a kernel of its own (`encode`): in this one its softmax would cost the registers
-that hide the latency of the gather, and the backward needs it in memory. The backward gathers the rows again and leaves
-the gradient of the tokens before the norm, `dtoken`, in memory. From there the sums by gene are taken over the
-tokens in the order of their genes (`scatter`), and what is left are two products with [T, E] matrices, by cuBLAS.
+All that is added to a gene's row is one matrix product, [64, E] @ [E, D], whose left side is made from the
+value and the stream of each token by a kernel of its own (`encode`): in this one its softmax would cost the
+registers that hide the latency of the gather, and the backward needs it in memory. The backward gathers the
+rows again and leaves the gradient of the tokens before the norm, `dtoken`, in memory. From there the sums by
+gene are taken over the tokens in the order of their genes (`scatter`), and what is left are two products with
+[T, E] matrices, by cuBLAS.
 
 No float atomics: the same result every time. The naming system is described in `scdd.kernels._triton`.
 """
@@ -62,6 +63,22 @@ def _chunk(
 
 
 @triton.jit
+def _merge(b_mean, b_square, b_h, o_d, i_d, D: tl.constexpr, BD: tl.constexpr, NORM: tl.constexpr):
+    """Mean and sum of squared deviations [BT] with one chunk more; of squares alone for the RMS."""
+    if NORM != LAYER_NORM:
+        return b_mean, b_square + tl.sum(b_h * b_h, 1)
+    count = tl.minimum(D - i_d * BD, BD).to(tl.float32)
+    b_level = tl.sum(b_h, 1) / count
+    # the mean is corrected once: a rounding error in it would swamp rows that barely vary
+    b_level += tl.sum(tl.where((o_d < D)[None, :], b_h - b_level[:, None], 0.0), 1) / count
+    b_centred = tl.where((o_d < D)[None, :], b_h - b_level[:, None], 0.0)
+    b_step = b_level - b_mean
+    share = count / (i_d * BD + count)
+    b_square += tl.sum(b_centred * b_centred, 1) + b_step * b_step * share * (i_d * BD)
+    return b_mean + b_step * share, b_square
+
+
+@triton.jit
 def embed_fwd_kernel(
     genes, gene_table, prefix_table, weights, table, gain, shift, y, mean, rstd, T, G, P, eps,
     D: tl.constexpr, E: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BE: tl.constexpr,
@@ -91,18 +108,7 @@ def embed_fwd_kernel(
                 b_h, o_d = _chunk(
                     gene_table, prefix_table, weights, table, o_t, m_t, b_g, b_w, i_d, G, P, D, E, BE, BK, BD
                 )
-            if NORM == LAYER_NORM:
-                count = tl.minimum(D - i_d * BD, BD).to(tl.float32)
-                b_level = tl.sum(b_h, 1) / count
-                # the mean is corrected once: a rounding error in it would swamp rows that barely vary
-                b_level += tl.sum(tl.where((o_d < D)[None, :], b_h - b_level[:, None], 0.0), 1) / count
-                b_centred = tl.where((o_d < D)[None, :], b_h - b_level[:, None], 0.0)
-                b_step = b_level - b_mean
-                share = count / (i_d * BD + count)
-                b_mean += b_step * share
-                b_square += tl.sum(b_centred * b_centred, 1) + b_step * b_step * share * (i_d * BD)
-            else:
-                b_square += tl.sum(b_h * b_h, 1)
+            b_mean, b_square = _merge(b_mean, b_square, b_h, o_d, i_d, D, BD, NORM)
         b_rstd = tl.rsqrt(b_square / D + eps)
         tl.store(rstd + o_t, b_rstd, mask=m_t)
     if NORM == LAYER_NORM:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from scdd.kernels._segments import segment_schedule
@@ -61,7 +63,7 @@ def naive_rows(inputs, chosen, n_genes):
     sums = torch.zeros(len(chosen), inputs["q"].shape[1], n_genes, dtype=torch.float64)
     counts = torch.zeros(len(chosen), n_genes, dtype=torch.int32)
     starts = inputs["cu_seqlens"].tolist()
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in pairwise(starts):
         for i in range(start, end):
             if genes[i] not in chosen:
                 continue
@@ -218,7 +220,7 @@ def test_compiles_to_one_graph_of_any_size(device, function):
         ({"q": lambda t: t[:, :0]}, ValueError, r"q has shape \(19, 0, 32\).*H > 0"),
         ({"k": lambda t: t[:3]}, ValueError, r"k has shape \(3, 2, 32\)"),
         ({"k": lambda t: t.half()}, TypeError, r"k has dtype torch\.float16"),
-        ({"lse": lambda t: t.mT}, ValueError, r"lse has shape \(2, 19\); give it the shape \(19, 2\), \[T, H\]"),
+        ({"lse": lambda t: t.mT}, ValueError, r"lse has shape \(2, 19\); give it the shape \(19, 2\)"),
         ({"lse": lambda t: t.half()}, TypeError, r"lse has dtype torch\.float16; cast it with lse\.to"),
         ({"cu_seqlens": lambda t: t.float()}, TypeError, r"cu_seqlens has dtype torch\.float32"),
         ({"cu_seqlens": lambda t: t + 1}, ValueError, r"cu_seqlens starts at 1"),
