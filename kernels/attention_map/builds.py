@@ -18,8 +18,9 @@ _TYPES: Final = (
     | {"scale": "fp32", "sums": "*i64:16", "counts": "*i32:16", "broken": "*i32:16"}
 )
 
-# What is one number a row or a key (lse, biases, segments, genes), for as many rows as a thread holds.
-_NARROW: Final = 128
+# What is one number a row or a key: lse, biases, segments, genes. On sm_100 a thread holds a row of scores, and so
+# reads those of each of its columns, 64 in each of two loops.
+_NARROW: Final = 256
 
 
 def builds() -> dict[str, Build]:

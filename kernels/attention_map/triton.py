@@ -129,15 +129,13 @@ def mass_kernel(
     alone = tl.where(shared, begin, stop)
     for i in tl.range(begin, alone, BM):
         b_mass = mass_step(
-            k, o_n, m_n, stride_k, b_k, b_key, b_at, b_segment, b_mass, q, p_lse, segments, coordinate, i, stop,
-            stride_q, scale,
-            weight, incline, i_h, D, BD, BK, BM, KEY_BIAS, SLOPE, False,
+            k, o_n, m_n, stride_k, b_k, b_key, b_at, b_segment, b_mass, q, p_lse, segments, coordinate, i,
+            stop, stride_q, scale, weight, incline, i_h, D, BD, BK, BM, KEY_BIAS, SLOPE, False,
         )  # fmt: skip
     for i in tl.range(alone, stop, BM, num_stages=1):
         b_mass = mass_step(
-            k, o_n, m_n, stride_k, b_k, b_key, b_at, b_segment, b_mass, q, p_lse, segments, coordinate, i, stop,
-            stride_q, scale,
-            weight, incline, i_h, D, BD, BK, BM, KEY_BIAS, SLOPE, True,
+            k, o_n, m_n, stride_k, b_k, b_key, b_at, b_segment, b_mass, q, p_lse, segments, coordinate, i,
+            stop, stride_q, scale, weight, incline, i_h, D, BD, BK, BM, KEY_BIAS, SLOPE, True,
         )  # fmt: skip
     tl.store(mass + o_n.to(tl.int64) * H + i_h, b_mass, mask=m_n)
 
@@ -174,7 +172,7 @@ def rows_kernel(
     m_m = o_m < end
     b_t = tl.load(queries + o_m, mask=m_m, other=0).to(tl.int64)
     b_r = tl.load(row_of_token + b_t, mask=m_m, other=0).to(tl.int64)
-    b_at = 0.0
+    b_at = tl.zeros([BM], tl.float32)
     if SLOPE:
         b_at = load_wide(coordinate + b_t, m_m)
     for i_n in range(begin + tl.program_id(1) * BN, stop, BN * PARTS):
@@ -229,8 +227,8 @@ def attention_mass(
             mass_kernel[(len(tiles_) * split, heads)](
                 q, k, columns, mass, tiles_, segments, key_weight, _log1p(key_value), slope, coordinate,
                 len(q), q.stride(0), k.stride(0), scale,
-                H=heads, D=width, BD=triton.next_power_of_2(width), BK=tile.step, BM=tile.queries, BN=tile.keys,
-                SPLIT=split,
+                H=heads, D=width, BD=triton.next_power_of_2(width), BK=tile.step,
+                BM=tile.queries, BN=tile.keys, SPLIT=split,
                 KEY_BIAS=key_value is not None, SLOPE=slope is not None,
                 num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
