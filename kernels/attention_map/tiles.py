@@ -39,7 +39,7 @@ _MASS: Final = MappingProxyType(
 
 # Queries stay and keys pass by, for all heads in turn.
 _ROWS: Final = MappingProxyType(
-    {(width, size): Tile(64, 32, 8, 2, 32) for width in WIDTHS for size in (2, 4)}
+    {(width, size): Tile(64, 32, 8, 2, 64 // size) for width in WIDTHS for size in (2, 4)}
 )
 
 
