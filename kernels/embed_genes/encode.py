@@ -142,7 +142,7 @@ def scores_bwd_kernel(
     b_d = b_a * (b_d - tl.sum(b_a * b_d, 1)[:, None])
     store_narrow(dscores + p, b_d, m_t[:, None])
     # [BT, STEP]
-    STEP: tl.constexpr = 16 if BM < 32 else 32
+    STEP: tl.constexpr = 16
     for i_m in range(0, BM, STEP):
         o_m = i_m + tl.arange(0, STEP)
         b_hidden = leaky(hidden_units(b_x, weight, bias, o_m, M))
