@@ -18,8 +18,8 @@ _TYPES: Final = (
     | {"scale": "fp32", "sums": "*i64:16", "counts": "*i32:16", "broken": "*i32:16"}
 )
 
-# What is one number a row or a key: lse, biases, segments, genes. On sm_100 a thread holds a row of scores, and so
-# reads those of each of its columns, 64 in each of two loops.
+# What is one number a row or a key: lse, biases, segments, genes. On sm_100 a thread holds a row of scores
+# and reads those of all of its columns, 64 in each of two loops.
 _NARROW: Final = 256
 
 
