@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from operators.case import Operator
 
-MODULES = ("attention_map", "embed_genes", "ista", "modulate", "sample_distance", "subspace_attention", "white_box_block",)
+MODULES = (
+    "attention_map",
+    "embed_genes",
+    "ista",
+    "modulate",
+    "sample_distance",
+    "subspace_attention",
+    "white_box_block",
+)
 
 
 def operators(modules: tuple[str, ...] = MODULES) -> tuple[Operator, ...]:

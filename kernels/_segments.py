@@ -133,7 +133,9 @@ def _greedy(starts: np.ndarray, tile_rows: int) -> tuple[np.ndarray, np.ndarray]
     n = len(starts) - 1
     segments = np.repeat(np.arange(n, dtype=np.int32), np.diff(starts))
     # [S]; the segment after the group that starts with this one
-    after = np.maximum(np.searchsorted(starts, starts[:-1] + tile_rows, side="right") - 1, np.arange(1, n + 1))
+    after = np.maximum(
+        np.searchsorted(starts, starts[:-1] + tile_rows, side="right") - 1, np.arange(1, n + 1)
+    )
     following, group, groups = after.tolist(), 0, []
     while group < n:
         groups.append(group)

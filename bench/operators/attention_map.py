@@ -7,7 +7,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
-
 from scdd.kernels.attention_map import attention_mass, attention_rows
 
 from .case import Case, Operator, Work, normal

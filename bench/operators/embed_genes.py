@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels.embed_genes import SoftBins, embed_genes
 
 from .case import Case, Operator, Work, normal

@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-
 from scdd.kernels import sample_distance
 
 from .case import Case, Operator, Unavailable, Work, normal

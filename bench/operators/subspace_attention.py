@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels._segments import segment_schedule
 from scdd.kernels.subspace_attention import multihead_subspace_attention
 

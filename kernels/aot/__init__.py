@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 ARCHITECTURES: Final = (80, 90, 100)
 
-OPERATORS: Final = ("attention_map", "embed_genes", "ista", "modulate", "sample_distance", "subspace_attention",)
+OPERATORS: Final = (
+    "attention_map",
+    "embed_genes",
+    "ista",
+    "modulate",
+    "sample_distance",
+    "subspace_attention",
+)
 
 
 def every_build(operators: tuple[str, ...] = OPERATORS) -> dict[str, Build]:
