@@ -82,10 +82,10 @@ def modulate_rows(
 
 
 @triton.jit
-def product(x, w, o_m, o_n, b_acc, K: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr):
+def product(x, w, o_m, o_n, b_acc, k, K: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr):
     """``b_acc + x[o_m] @ w[o_n]^T`` for `x` [., K] and `w` [., K]."""
     o_k = tl.arange(0, BK)
-    for i_k in tl.range(0, K, BK, num_stages=STAGES):
+    for i_k in tl.range(0, k, BK, num_stages=STAGES):
         b_x = tl.load(x + o_m[:, None] * K + (i_k + o_k)[None, :])
         b_w = tl.load(w + o_n[None, :] * K + (i_k + o_k)[:, None])
         b_acc = dot(b_x, b_w, b_acc)
@@ -94,11 +94,11 @@ def product(x, w, o_m, o_n, b_acc, K: tl.constexpr, BK: tl.constexpr, STAGES: tl
 
 @triton.jit
 def product_transposed(
-    x, w, o_m, o_n, b_acc, K: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr
+    x, w, o_m, o_n, b_acc, k, K: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr
 ):
     """``b_acc + x[o_m] @ w[:, o_n]`` for `x` [., K] and `w` [K, N]."""
     o_k = tl.arange(0, BK)
-    for i_k in tl.range(0, K, BK, num_stages=STAGES):
+    for i_k in tl.range(0, k, BK, num_stages=STAGES):
         b_x = tl.load(x + o_m[:, None] * K + (i_k + o_k)[None, :])
         b_w = tl.load(w + (i_k + o_k)[:, None] * N + o_n[None, :])
         b_acc = dot(b_x, b_w, b_acc)
@@ -109,7 +109,7 @@ def product_transposed(
 def denoise_fwd_kernel(
     z, eps, seed, condition, modulation, w_in, b_in, w1, b1, w2, b2, w_out, b_out,
     signal_rows, noise_rows, mean, std, out, h, y, a,
-    B, level, signal, noise, norm_eps,
+    B, width, hidden, depth, level, signal, noise, norm_eps,
     D: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, H: tl.constexpr,
     DEPTH: tl.constexpr, KIND: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
@@ -144,25 +144,25 @@ def denoise_fwd_kernel(
     b_signal, b_noise = mixing(signal, noise, signal_rows, noise_rows, o_m)
 
     b_z = noised(z, eps, seed, b_signal, b_noise, p_z, m_d, i_b * D).to(w_in.dtype.element_ty)
-    for i_n in tl.range(0, W, BN, disable_licm=True):
+    for i_n in tl.range(0, width, BN, disable_licm=True):
         # [BM, BN]
         b_acc = tl.zeros([BM, BN], tl.float32) + tl.load(b_in + i_n + o_n).to(tl.float32)[None, :]
         b_acc = dot(b_z, tl.load(w_in + (i_n + o_n)[None, :] * BD + o_d[:, None]), b_acc)
         store_narrow(h + o_m[:, None] * W + (i_n + o_n)[None, :], b_acc, m_m)
     tl.debug_barrier()
 
-    for i_l in tl.range(0, DEPTH, disable_licm=True):
+    for i_l in tl.range(0, depth, disable_licm=True):
         modulate_rows(h, y, modulation, condition, 3 * i_l, rows, norm_eps, W, BW, ROW, BM, BR)
         tl.debug_barrier()
-        for i_n in tl.range(0, H, BN, disable_licm=True):
+        for i_n in tl.range(0, hidden, BN, disable_licm=True):
             b_acc = tl.zeros([BM, BN], tl.float32) + tl.load(b1 + i_l * H + i_n + o_n).to(tl.float32)[None, :]
-            b_acc = product(y, w1 + i_l * H * W, o_m, i_n + o_n, b_acc, W, BK, STAGES)
+            b_acc = product(y, w1 + i_l * H * W, o_m, i_n + o_n, b_acc, width, W, BK, STAGES)
             store_narrow(a + o_m[:, None] * H + (i_n + o_n)[None, :], b_acc * tl.sigmoid(b_acc), m_m)
         tl.debug_barrier()
         p_gate = modulation_rows(condition, o_m, ROW) + (3 * i_l + 2) * W
-        for i_n in tl.range(0, W, BN, disable_licm=True):
+        for i_n in tl.range(0, width, BN, disable_licm=True):
             b_acc = tl.zeros([BM, BN], tl.float32) + tl.load(b2 + i_l * W + i_n + o_n).to(tl.float32)[None, :]
-            b_acc = product(a, w2 + i_l * W * H, o_m, i_n + o_n, b_acc, H, BK, STAGES)
+            b_acc = product(a, w2 + i_l * W * H, o_m, i_n + o_n, b_acc, hidden, H, BK, STAGES)
             p_h = o_m[:, None] * W + (i_n + o_n)[None, :]
             b_acc *= tl.load(modulation + p_gate[:, None] + (i_n + o_n)[None, :]).to(tl.float32)
             b_acc += tl.load(h + p_h).to(tl.float32)
@@ -174,7 +174,7 @@ def denoise_fwd_kernel(
     tl.debug_barrier()
     # [BM, BD]
     b_x = tl.zeros([BM, BD], tl.float32) + tl.load(b_out + o_d).to(tl.float32)[None, :]
-    b_x = product(y, w_out, o_m, o_d, b_x, W, BK, STAGES)
+    b_x = product(y, w_out, o_m, o_d, b_x, width, W, BK, STAGES)
     if KIND == "v":
         b_x = b_signal * noised(z, eps, seed, b_signal, b_noise, p_z, m_d, i_b * D) - b_noise * b_x
     elif KIND == "eps":
@@ -218,7 +218,7 @@ def modulate_rows_bwd(
 def denoise_bwd_kernel(
     dout, condition, modulation, w_in, w1, b1, w2, w_out, signal_rows, noise_rows, std, dz,
     h, y, du, dy, da, dh,
-    B, level, signal, noise, norm_eps,
+    B, width, hidden, depth, level, signal, noise, norm_eps,
     D: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, H: tl.constexpr,
     DEPTH: tl.constexpr, KIND: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
@@ -261,7 +261,7 @@ def denoise_bwd_kernel(
         b_do *= -b_noise
     elif KIND == "eps":
         b_do *= -b_noise / b_signal
-    for i_n in tl.range(0, W, BN, disable_licm=True):
+    for i_n in tl.range(0, width, BN, disable_licm=True):
         # [BM, BN]
         b_w = tl.load(w_out + o_d[:, None] * W + (i_n + o_n)[None, :])
         b_acc = dot(b_do.to(dtype), b_w, tl.zeros([BM, BN], tl.float32))
@@ -269,25 +269,25 @@ def denoise_bwd_kernel(
     tl.debug_barrier()
 
     h += (DEPTH - 1) * level
-    for i in tl.range(0, DEPTH, disable_licm=True):
+    for i in tl.range(0, depth, disable_licm=True):
         i_l = DEPTH - 1 - i
         modulate_rows_bwd(
             dy, dh, h, y, du, level, modulation, condition, i_l, rows, norm_eps, i == 0, False,
             W, BW, ROW, BM, BR,
         )  # fmt: skip
         tl.debug_barrier()
-        for i_n in tl.range(0, H, BN, disable_licm=True):
+        for i_n in tl.range(0, hidden, BN, disable_licm=True):
             b_a = tl.zeros([BM, BN], tl.float32) + tl.load(b1 + i_l * H + i_n + o_n).to(tl.float32)[None, :]
-            b_a = product(y, w1 + i_l * H * W, o_m, i_n + o_n, b_a, W, BK, STAGES)
+            b_a = product(y, w1 + i_l * H * W, o_m, i_n + o_n, b_a, width, W, BK, STAGES)
             b_da = tl.zeros([BM, BN], tl.float32)
-            b_da = product_transposed(du, w2 + i_l * W * H, o_m, i_n + o_n, b_da, W, H, BK, STAGES)
+            b_da = product_transposed(du, w2 + i_l * W * H, o_m, i_n + o_n, b_da, width, W, H, BK, STAGES)
             b_sigmoid = tl.sigmoid(b_a)
             b_da *= b_sigmoid * (1.0 + b_a * (1.0 - b_sigmoid))
             store_narrow(da + o_m[:, None] * H + (i_n + o_n)[None, :], b_da, m_m)
         tl.debug_barrier()
-        for i_n in tl.range(0, W, BN, disable_licm=True):
+        for i_n in tl.range(0, width, BN, disable_licm=True):
             b_acc = tl.zeros([BM, BN], tl.float32)
-            b_acc = product_transposed(da, w1 + i_l * H * W, o_m, i_n + o_n, b_acc, H, W, BK, STAGES)
+            b_acc = product_transposed(da, w1 + i_l * H * W, o_m, i_n + o_n, b_acc, hidden, H, W, BK, STAGES)
             store_narrow(dy + o_m[:, None] * W + (i_n + o_n)[None, :], b_acc, m_m)
         h -= level
         tl.debug_barrier()

@@ -102,6 +102,14 @@ class SingleStepDenoise(torch.autograd.Function):
         condition, modulation, signal_rows, noise_rows, std, *rest = ctx.saved_tensors
         kept, weights = rest[:3], rest[3:]
         dz = _backward(
-            dout.contiguous(), condition, modulation, weights, signal_rows, noise_rows, std, *ctx.settings, *kept
+            dout.contiguous(),
+            condition,
+            modulation,
+            weights,
+            signal_rows,
+            noise_rows,
+            std,
+            *ctx.settings,
+            *kept,
         )
         return dz, *(None,) * 10

@@ -39,7 +39,7 @@ def denoise_forward(
         with on_device_of(z):
             denoise_fwd_kernel[(triton.cdiv(len(z), tile.rows),)](
                 z, eps, seed, condition, modulation, *w, signal_rows, noise_rows, mean, std, out, h, y, a,
-                len(z), h.stride(0) if keep else 0, signal, noise, norm_eps,
+                len(z), width, hidden, depth, h.stride(0) if keep else 0, signal, noise, norm_eps,
                 **constants(tile, w, z.shape[1], kind),
             )  # fmt: skip
     return out, h if keep else nothing, z.new_empty(0, dtype=torch.float32), nothing.clone()
@@ -55,7 +55,7 @@ def denoise_backward(
     w, dz = DenoiserWeights(*weights), torch.empty_like(dout)
     if not len(dout):
         return dz
-    _, hidden, width = w.w1.shape
+    depth, hidden, width = w.w1.shape
     y, du, dy = (torch.empty_like(kept[0]) for _ in range(3))
     da = torch.empty((len(dout), hidden), dtype=w.w1.dtype, device=dout.device)
     dh = torch.empty_like(y, dtype=torch.float32)
@@ -64,7 +64,7 @@ def denoise_backward(
         denoise_bwd_kernel[(triton.cdiv(len(dout), tile.rows),)](
             dout, condition, modulation, w.w_in, w.w1, w.b1, w.w2, w.w_out, signal_rows, noise_rows, std, dz,
             kept, y, du, dy, da, dh,
-            len(dout), kept.stride(0), signal, noise, norm_eps,
+            len(dout), width, hidden, depth, kept.stride(0), signal, noise, norm_eps,
             **constants(tile, w, dout.shape[1], kind),
         )  # fmt: skip
     return dz
