@@ -40,7 +40,8 @@ def pair(
     tile = tiles.choose(width, 2 * width, 4 if dtype == "fp32" else 2)
     constants = {
         "D": latent, "BD": padded_latent(latent), "W": width, "BW": tiles.padded(width), "H": 2 * width,
-        "DEPTH": 3, "KIND": kind, "BM": tile.rows, "BN": tile.columns, "BK": tile.inputs, "BR": tile.normed,
+        "DEPTH": 3, "KIND": kind, "BM": tile.rows, "BN": tile.columns, "BK": tile.inputs,
+        "BE": min(padded_latent(latent), tile.inputs), "BR": tile.normed,
         "STAGES": tile.num_stages,
     }  # fmt: skip
     types = _SCALARS | dict.fromkeys(_CODES, f"*{of_codes or dtype}:16")

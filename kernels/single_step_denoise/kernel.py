@@ -32,14 +32,26 @@ def mixing(signal, noise, signal_rows, noise_rows, o_m):
 
 
 @triton.jit
-def noised(z, eps, seed, signal, noise, p_z, m_z, i_first):
-    """``signal z + noise eps``, [BM, BD]; `i_first` is the place of the first element among all codes."""
-    b_z = signal * load_wide(z + p_z, m_z)
+def noised(z, eps, seed, signal, noise, o_m, o_d, i_first, D: tl.constexpr):
+    """``signal z + noise eps`` at rows `o_m` and columns `o_d`; `i_first` numbers the first row among all codes."""
+    p = o_m[:, None] * D + o_d[None, :]
+    m = (o_d < D)[None, :]
+    b_z = signal * load_wide(z + p, m)
     if eps is not None:
-        b_z += noise * load_wide(eps + p_z, m_z)
+        b_z += noise * load_wide(eps + p, m)
     if seed is not None:
-        b_z += noise * tl.where(m_z, normal(tl.load(seed), i_first + p_z), 0.0)
+        b_z += noise * tl.where(m, normal(tl.load(seed), i_first * D + p), 0.0)
     return b_z
+
+
+@triton.jit
+def output_gradient(dout, std, o_m, o_d, D: tl.constexpr):
+    """Gradient of the latents while they are standardised, at rows `o_m` and columns `o_d`."""
+    m = (o_d < D)[None, :]
+    b_dx = load_wide(dout + o_m[:, None] * D + o_d[None, :], m)
+    if std is not None:
+        b_dx *= load_wide(std + o_d, o_d < D)[None, :]
+    return b_dx
 
 
 @triton.jit
@@ -112,7 +124,8 @@ def denoise_fwd_kernel(
     B, width, hidden, depth, level, signal, noise, norm_eps,
     D: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, H: tl.constexpr,
     DEPTH: tl.constexpr, KIND: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BR: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Clean latents of BM codes. `level` is how far the input of a block lies in `h` from that of the next."""
     ROW: tl.constexpr = (3 * DEPTH + 2) * W
@@ -137,17 +150,18 @@ def denoise_fwd_kernel(
     o_m = tl.arange(0, BM)
     m_m = (o_m < rows)[:, None]
     o_m = tl.minimum(o_m, rows - 1)
-    o_d, o_n = tl.arange(0, BD), tl.arange(0, BN)
-    # [BM, BD]
-    m_d = (o_d < D)[None, :]
-    p_z = o_m[:, None] * D + o_d[None, :]
+    o_n = tl.arange(0, BN)
     b_signal, b_noise = mixing(signal, noise, signal_rows, noise_rows, o_m)
 
-    b_z = noised(z, eps, seed, b_signal, b_noise, p_z, m_d, i_b * D).to(w_in.dtype.element_ty)
     for i_n in tl.range(0, width, BN, disable_licm=True):
         # [BM, BN]
         b_acc = tl.zeros([BM, BN], tl.float32) + tl.load(b_in + i_n + o_n).to(tl.float32)[None, :]
-        b_acc = dot(b_z, tl.load(w_in + (i_n + o_n)[None, :] * BD + o_d[:, None]), b_acc)
+        for i_d in range(0, BD, BE):
+            # [BM, BE], [BE, BN]
+            o_d = i_d + tl.arange(0, BE)
+            b_z = noised(z, eps, seed, b_signal, b_noise, o_m, o_d, i_b, D)
+            b_w = tl.load(w_in + (i_n + o_n)[None, :] * BD + o_d[:, None])
+            b_acc = dot(b_z.to(w_in.dtype.element_ty), b_w, b_acc)
         store_narrow(h + o_m[:, None] * W + (i_n + o_n)[None, :], b_acc, m_m)
     tl.debug_barrier()
 
@@ -172,16 +186,20 @@ def denoise_fwd_kernel(
 
     modulate_rows(h, y, modulation, condition, 3 * DEPTH, rows, norm_eps, W, BW, ROW, BM, BR)
     tl.debug_barrier()
-    # [BM, BD]
-    b_x = tl.zeros([BM, BD], tl.float32) + tl.load(b_out + o_d).to(tl.float32)[None, :]
-    b_x = product(y, w_out, o_m, o_d, b_x, width, W, BK, STAGES)
-    if KIND == "v":
-        b_x = b_signal * noised(z, eps, seed, b_signal, b_noise, p_z, m_d, i_b * D) - b_noise * b_x
-    elif KIND == "eps":
-        b_x = (noised(z, eps, seed, b_signal, b_noise, p_z, m_d, i_b * D) - b_noise * b_x) / b_signal
-    if std is not None:
-        b_x = b_x * load_wide(std + o_d, o_d < D)[None, :] + load_wide(mean + o_d, o_d < D)[None, :]
-    store_narrow(out + p_z, b_x, m_m & m_d)
+    for i_d in range(0, BD, BE):
+        # [BM, BE]
+        o_d = i_d + tl.arange(0, BE)
+        m_d = o_d < D
+        b_x = tl.zeros([BM, BE], tl.float32) + tl.load(b_out + o_d).to(tl.float32)[None, :]
+        b_x = product(y, w_out, o_m, o_d, b_x, width, W, BK, STAGES)
+        if KIND == "v":
+            b_z = noised(z, eps, seed, b_signal, b_noise, o_m, o_d, i_b, D)
+            b_x = b_signal * b_z - b_noise * b_x
+        elif KIND == "eps":
+            b_x = (noised(z, eps, seed, b_signal, b_noise, o_m, o_d, i_b, D) - b_noise * b_x) / b_signal
+        if std is not None:
+            b_x = b_x * load_wide(std + o_d, m_d)[None, :] + load_wide(mean + o_d, m_d)[None, :]
+        store_narrow(out + o_m[:, None] * D + o_d[None, :], b_x, m_m & m_d[None, :])
 
 
 @triton.jit
@@ -221,7 +239,8 @@ def denoise_bwd_kernel(
     B, width, hidden, depth, level, signal, noise, norm_eps,
     D: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, H: tl.constexpr,
     DEPTH: tl.constexpr, KIND: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, STAGES: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr, BR: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradient of BM codes; the hidden activations are computed again from `h` [DEPTH + 1, B, W]."""
     ROW: tl.constexpr = (3 * DEPTH + 2) * W
@@ -248,23 +267,22 @@ def denoise_bwd_kernel(
     o_m = tl.arange(0, BM)
     m_m = (o_m < rows)[:, None]
     o_m = tl.minimum(o_m, rows - 1)
-    o_d, o_n, o_k = tl.arange(0, BD), tl.arange(0, BN), tl.arange(0, BK)
-    # [BM, BD]
-    m_d = (o_d < D)[None, :]
-    p_z = o_m[:, None] * D + o_d[None, :]
+    o_n, o_k = tl.arange(0, BN), tl.arange(0, BK)
     b_signal, b_noise = mixing(signal, noise, signal_rows, noise_rows, o_m)
 
-    b_do = load_wide(dout + p_z, m_d)
-    if std is not None:
-        b_do *= load_wide(std + o_d, o_d < D)[None, :]
-    if KIND == "v":
-        b_do *= -b_noise
-    elif KIND == "eps":
-        b_do *= -b_noise / b_signal
     for i_n in tl.range(0, width, BN, disable_licm=True):
         # [BM, BN]
-        b_w = tl.load(w_out + o_d[:, None] * W + (i_n + o_n)[None, :])
-        b_acc = dot(b_do.to(dtype), b_w, tl.zeros([BM, BN], tl.float32))
+        b_acc = tl.zeros([BM, BN], tl.float32)
+        for i_d in range(0, BD, BE):
+            # [BM, BE], [BE, BN]
+            o_d = i_d + tl.arange(0, BE)
+            b_do = output_gradient(dout, std, o_m, o_d, D)
+            if KIND == "v":
+                b_do *= -b_noise
+            elif KIND == "eps":
+                b_do *= -b_noise / b_signal
+            b_w = tl.load(w_out + o_d[:, None] * W + (i_n + o_n)[None, :])
+            b_acc = dot(b_do.to(dtype), b_w, b_acc)
         store_narrow(dy + o_m[:, None] * W + (i_n + o_n)[None, :], b_acc, m_m)
     tl.debug_barrier()
 
@@ -297,16 +315,15 @@ def denoise_bwd_kernel(
         W, BW, ROW, BM, BR,
     )  # fmt: skip
     tl.debug_barrier()
-    # [BM, BD]
-    b_dz = tl.zeros([BM, BD], tl.float32)
-    for i_k in range(0, W, BK):
-        b_dh = tl.load(dh + o_m[:, None] * W + (i_k + o_k)[None, :]).to(dtype)
-        b_dz = dot(b_dh, tl.load(w_in + (i_k + o_k)[:, None] * BD + o_d[None, :]), b_dz)
-    b_do = load_wide(dout + p_z, m_d)
-    if std is not None:
-        b_do *= load_wide(std + o_d, o_d < D)[None, :]
-    if KIND == "v":
-        b_dz += b_signal * b_do
-    elif KIND == "eps":
-        b_dz += b_do / b_signal
-    store_narrow(dz + p_z, b_signal * b_dz, m_m & m_d)
+    for i_d in range(0, BD, BE):
+        # [BM, BE]
+        o_d = i_d + tl.arange(0, BE)
+        b_dz = tl.zeros([BM, BE], tl.float32)
+        for i_k in range(0, width, BK):
+            b_dh = tl.load(dh + o_m[:, None] * W + (i_k + o_k)[None, :]).to(dtype)
+            b_dz = dot(b_dh, tl.load(w_in + (i_k + o_k)[:, None] * BD + o_d[None, :]), b_dz)
+        if KIND == "v":
+            b_dz += b_signal * output_gradient(dout, std, o_m, o_d, D)
+        elif KIND == "eps":
+            b_dz += output_gradient(dout, std, o_m, o_d, D) / b_signal
+        store_narrow(dz + o_m[:, None] * D + o_d[None, :], b_signal * b_dz, m_m & (o_d < D)[None, :])

@@ -80,6 +80,7 @@ def constants(tile: tiles.Tile, weights: DenoiserWeights, latent: int, kind: str
         "BM": tile.rows,
         "BN": tile.columns,
         "BK": tile.inputs,
+        "BE": min(weights.w_in.shape[1], tile.inputs),
         "BR": tile.normed,
         "STAGES": tile.num_stages,
         "num_warps": tile.num_warps,
