@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from .._check import require_device_of, require_dims, require_dtype_of, require_float, require_integer
+from .._check import require_device_of, require_dims, require_float, require_integer
 from .._check import require_like, require_shape, require_tensor
 from .._dispatch import is_fused
 from .._philox import as_seed
@@ -54,23 +54,23 @@ def single_step_denoise(
     z
         Codes, ``[B, d]``, d at most 256. float32, bfloat16, float16 or float64. Copied if not contiguous.
     modulation
-        ``[C, (3 L + 2) W]``: for each of C conditions shift, scale and gate of each of L blocks, and shift and
-        scale of the last norm. With the dtype of `weights`. Computed from the embedded time and conditions once,
-        as long as those stay.
+        ``[C, (3 L + 2) W]``: for each of C conditions shift, scale and gate of each of L blocks, and shift
+        and scale of the last norm. With the dtype of `weights`. It is a function of time and conditions, to be
+        computed once as long as those stay.
     weights
         What :func:`pack_denoiser` made. Their dtype is what matrices are multiplied in, with sums in float32:
         that of `z`, or a 16-bit dtype beside `z` of float32.
     signal, noise
-        Levels of the forward process, ``sqrt(a_t)`` and ``sqrt(1 - a_t)``: two numbers, or two tensors ``[B]``
-        with the dtype of `z`.
+        Levels of the forward process, ``sqrt(a_t)`` and ``sqrt(1 - a_t)``: two numbers, or two tensors
+        ``[B]`` with the dtype of `z`.
     condition
-        Row of `modulation` of each code, int32 or int64 ``[B]``. Not checked against C, as that would wait for
-        the GPU. Without it code `i` has row `i`.
+        Row of `modulation` of each code, int32 or int64 ``[B]``. Not checked against C, as that would wait
+        for the GPU. Without it code `i` has row `i`.
     eps
         Noise of each code, ``[B, d]`` with the dtype of `z`.
     seed
-        In place of `eps`: draw it, element `i` from counter `i` of this seed, an int or a tensor of one int64.
-        With neither, codes are only scaled.
+        In place of `eps`: draw it, element `i` from counter `i` of this seed, an int or a tensor of one
+        int64. With neither, codes are only scaled.
     parameterisation
         What the network says: ``"eps"``, ``"v"`` or ``"x0"``.
     mean, std
@@ -93,13 +93,13 @@ def single_step_denoise(
     TypeError
         An argument is not a tensor, or its dtype is not supported or does not go with the others.
     ValueError
-        A shape or device does not fit, something else than `z` asks for a gradient, or a setting is unknown or
-        can not be had.
+        A shape or device does not fit, something else than `z` asks for a gradient, or a setting is unknown
+        or can not be had.
 
     Notes
     -----
-    Guidance ``(1 + w) f(c) - w f(null)`` is linear in the result: pass every code twice, with its condition and
-    with that of null, and combine. Two calls in one launch cost less than twice one where few codes leave
+    Guidance ``(1 + w) f(c) - w f(null)`` is linear in the result: pass every code twice, with its condition
+    and with that of null, and combine. Two calls in one launch cost less than twice one where few codes leave
     multiprocessors idle. A mean-flow step ``z - u(z)`` is ``signal=1, noise=1`` without `eps`.
 
     References
@@ -175,7 +175,8 @@ def _check_rows(
     if condition is None:
         if len(modulation) != len(z):
             raise ValueError(
-                f"modulation has {len(modulation)} rows for {len(z)} codes; give one to each, or pass condition="
+                f"modulation has {len(modulation)} rows for {len(z)} codes; "
+                "give one to each, or pass condition="
             )
     else:
         require_integer("condition", condition)
@@ -217,7 +218,7 @@ def _limit(z: Tensor, weights: DenoiserWeights) -> str | None:
         return f"codes have {z.shape[1]} numbers and the kernels hold at most {tiles.MAX_LATENT}"
     if width > tiles.MAX_WIDTH or width % tiles.MIN_WIDTH or hidden % tiles.MIN_WIDTH:
         return (
-            f"the layers are {width} and {hidden} wide and the kernels take multiples of {tiles.MIN_WIDTH} up to "
-            f"a width of {tiles.MAX_WIDTH}; pad the layers"
+            f"the layers are {width} and {hidden} wide and the kernels take multiples of {tiles.MIN_WIDTH} "
+            f"up to a width of {tiles.MAX_WIDTH}; pad the layers"
         )
     return None

@@ -62,7 +62,7 @@ def _build(
         constants=constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        max_registers=255,
+        max_registers=248,
         # biases and levels, which every row shares, and codes of an odd length; counted in `_NARROW`
         narrow_loads=10_000,
         tensor_cores=True,

@@ -6,7 +6,7 @@ is absent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -14,14 +14,17 @@ from torch.autograd.function import once_differentiable
 
 from .. import _dispatch
 from . import reference
+from .weights import DenoiserWeights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch.autograd.function import FunctionCtx
 
+_WEIGHTS: Final = len(DenoiserWeights._fields)
 
-def _launch_forward(*args: Any) -> tuple[Tensor, ...]:
+
+def _launch_forward(*args: Any) -> tuple[Tensor, list[Tensor]]:
     from .triton import denoise_forward
 
     return denoise_forward(*args)
@@ -38,16 +41,17 @@ def _fake_forward(
     weights: Sequence[Tensor], signal_rows: Tensor | None, noise_rows: Tensor | None,
     signal: float, noise: float, mean: Tensor | None, std: Tensor | None, kind: str, norm_eps: float,
     keep: bool,
-) -> tuple[Tensor, ...]:  # fmt: skip
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     codes, (depth, hidden, width), part = z.shape[0], weights[2].shape, weights[0]
     wide = torch.float64 if part.dtype == torch.float64 else torch.float32
-    by_hand = z.device.type == "cpu" and not _dispatch.INTERPRET
-    return (
-        z.new_empty(z.shape),
-        part.new_empty((depth + 1, codes, width) if keep else 0),
-        part.new_empty((depth + 1, codes, 1) if keep and by_hand else 0, dtype=wide),
-        part.new_empty((depth, codes, hidden) if keep and by_hand else 0),
-    )
+    kept: list[Tensor] = []
+    if keep and (z.device.type != "cpu" or _dispatch.INTERPRET):
+        kept = [part.new_empty((depth + 1, codes, width))]
+    elif keep:
+        kept += [part.new_empty((codes, width)) for _ in range(depth + 1)]
+        kept += [part.new_empty((codes, 1), dtype=wide) for _ in range(depth + 1)]
+        kept += [part.new_empty((codes, hidden)) for _ in range(depth)]
+    return z.new_empty(z.shape), kept
 
 
 def _fake_backward(dout: Tensor, *rest: Any) -> Tensor:
@@ -57,7 +61,7 @@ def _fake_backward(dout: Tensor, *rest: Any) -> Tensor:
 _forward = _dispatch.define(
     "single_step_denoise_forward(Tensor z, Tensor? eps, Tensor? seed, Tensor? condition, Tensor modulation,"
     " Tensor[] weights, Tensor? signal_rows, Tensor? noise_rows, float signal, float noise,"
-    " Tensor? mean, Tensor? std, str kind, float norm_eps, bool keep) -> (Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? mean, Tensor? std, str kind, float norm_eps, bool keep) -> (Tensor, Tensor[])",
     reference=reference.denoise_forward,
     kernel=_launch_forward,
     fake=_fake_forward,
@@ -65,7 +69,7 @@ _forward = _dispatch.define(
 _backward = _dispatch.define(
     "single_step_denoise_backward(Tensor dout, Tensor? condition, Tensor modulation, Tensor[] weights,"
     " Tensor? signal_rows, Tensor? noise_rows, Tensor? std,"
-    " float signal, float noise, str kind, float norm_eps, Tensor kept, Tensor rstd, Tensor before) -> Tensor",
+    " float signal, float noise, str kind, float norm_eps, Tensor[] kept) -> Tensor",
     reference=reference.denoise_backward,
     kernel=_launch_backward,
     fake=_fake_backward,
@@ -75,24 +79,25 @@ _backward = _dispatch.define(
 class SingleStepDenoise(torch.autograd.Function):
     """``single_step_denoise`` with its gradient in the codes, and in nothing else.
 
-    Saved for the backward: by the kernels the residual stream before each norm, ``[L + 1, B, W]`` in the dtype
-    of the weights; on a CPU, where the hidden layer is not computed a second time, the normed rows instead,
-    their deviations ``[L + 1, B, 1]`` and the hidden layer ``[L, B, H]``. The codes themselves are not saved.
+    Saved for the backward: by the kernels the residual stream before each norm, ``[L + 1, B, W]`` in the
+    dtype of the weights; on a CPU, where nothing is computed a second time, the normed rows instead, their
+    deviations ``[B, 1]`` and the hidden layers ``[B, H]``. The codes themselves are not saved.
     """
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, z: Tensor, eps: Tensor | None, seed: Tensor | None, condition: Tensor | None,
-        modulation: Tensor, weights: tuple[Tensor, ...], levels: tuple[Tensor | None, Tensor | None, float, float],
+        modulation: Tensor, weights: tuple[Tensor, ...],
+        levels: tuple[Tensor | None, Tensor | None, float, float],
         mean: Tensor | None, std: Tensor | None, kind: str, norm_eps: float,
     ) -> Tensor:  # fmt: skip
         """Run the operator and keep what its gradient needs."""
-        signal_rows, noise_rows, signal, noise = levels
-        out, *kept = _forward(
+        signal_rows, noise_rows, *numbers = levels
+        out, kept = _forward(
             z, eps, seed, condition, modulation, weights, *levels, mean, std, kind, norm_eps, z.requires_grad
-        )  # fmt: skip
-        ctx.save_for_backward(condition, modulation, signal_rows, noise_rows, std, *kept, *weights)
-        ctx.settings = signal, noise, kind, norm_eps  # type: ignore[attr-defined]
+        )
+        ctx.save_for_backward(condition, modulation, signal_rows, noise_rows, std, *weights, *kept)
+        ctx.settings = *numbers, kind, norm_eps  # type: ignore[attr-defined]
         return out
 
     @staticmethod
@@ -100,16 +105,7 @@ class SingleStepDenoise(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradient of the codes."""
         condition, modulation, signal_rows, noise_rows, std, *rest = ctx.saved_tensors
-        kept, weights = rest[:3], rest[3:]
-        dz = _backward(
-            dout.contiguous(),
-            condition,
-            modulation,
-            weights,
-            signal_rows,
-            noise_rows,
-            std,
-            *ctx.settings,
-            *kept,
-        )
+        weights, kept = rest[:_WEIGHTS], rest[_WEIGHTS:]
+        rows = (signal_rows, noise_rows, std)
+        dz = _backward(dout.contiguous(), condition, modulation, weights, *rows, *ctx.settings, kept)
         return dz, *(None,) * 10

@@ -55,50 +55,48 @@ def denoise_forward(
     weights: Sequence[Tensor], signal_rows: Tensor | None, noise_rows: Tensor | None,
     signal: float, noise: float, mean: Tensor | None, std: Tensor | None, kind: str, norm_eps: float,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """The clean latents and, if `keep`, what the gradient needs.
 
-    That is the normed rows [L + 1, B, W], their reciprocal deviation [L + 1, B, 1] and the hidden layer before
-    its activation [L, B, H]; empty tensors otherwise.
+    That is, in this order: the normed rows [B, W] and their reciprocal deviation [B, 1] for each of the L + 1
+    norms, and the hidden layer before its activation [B, H] for each block.
     """
     w, latent, dtype = DenoiserWeights(*weights), z.shape[1], weights[0].dtype
     depth, _, width = w.w1.shape
     level, share = _levels(signal_rows, noise_rows, signal, noise)
     z_t = _noised(z, eps, seed, level, share)
-    piece = _pieces(modulation, condition, width)
-    saved: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    piece = _Pieces(modulation, condition, width)
+    norms, before = [], []
     h = F.linear(z_t.to(dtype), w.w_in[:, :latent], w.b_in)
     for block in range(depth + 1):
         normed, _, rstd = torch.native_layer_norm(_wide(h), (width,), None, None, norm_eps)
         y = torch.addcmul(normed, normed, piece(3 * block + 1)).add_(piece(3 * block)).to(dtype)
-        saved[0].append(normed.to(dtype))
-        saved[1].append(rstd)
+        norms.append((normed.to(dtype), rstd))
         if block < depth:
-            before = F.linear(y, w.w1[block], w.b1[block])
-            saved[2].append(before)
-            # the branch is scaled in place, and rounded once
-            branch = _wide(F.linear(F.silu(before), w.w2[block], w.b2[block]))
-            h = torch.addcmul(_wide(h), branch, piece(3 * block + 2)).to(dtype)
+            hidden = F.linear(y, w.w1[block], w.b1[block])
+            before.append(hidden)
+            branch = F.linear(F.silu(hidden, inplace=not keep), w.w2[block], w.b2[block])
+            h = torch.addcmul(_wide(h), _wide(branch), piece(3 * block + 2)).to(dtype)
     x = _clean(kind, _wide(F.linear(y, w.w_out[:latent], w.b_out[:latent])), z_t, level, share)
     if std is not None and mean is not None:
         x = x * _wide(std) + _wide(mean)
-    if not keep:
-        return x.to(z.dtype), *(z.new_empty(0, dtype=kind) for kind in (dtype, rstd.dtype, dtype))
-    return x.to(z.dtype), *(torch.stack(part) for part in saved)
+    kept = [*(rows for rows, _ in norms), *(rstd for _, rstd in norms), *before] if keep else []
+    return x.to(z.dtype), kept
 
 
 def denoise_backward(
     dout: Tensor, condition: Tensor | None, modulation: Tensor, weights: Sequence[Tensor],
     signal_rows: Tensor | None, noise_rows: Tensor | None, std: Tensor | None,
     signal: float, noise: float, kind: str, norm_eps: float,
-    kept: Tensor, rstd: Tensor, before: Tensor,
+    kept: Sequence[Tensor],
 ) -> Tensor:  # fmt: skip
     """Gradient of the codes."""
     w, latent, dtype = DenoiserWeights(*weights), dout.shape[1], weights[0].dtype
     depth, _, width = w.w1.shape
     level, share = _levels(signal_rows, noise_rows, signal, noise)
     dx = _wide(dout) if std is None else _wide(dout) * _wide(std)
-    piece = _pieces(modulation, condition, width)
+    piece = _Pieces(modulation, condition, width)
+    rstd, before = kept[depth + 1 :], kept[2 * depth + 2 :]
     dy = (_share_of_output(kind, level, share) * dx).to(dtype) @ w.w_out[:latent]
     dh = torch.zeros((), dtype=dx.dtype)
     for block in range(depth, -1, -1):
@@ -154,7 +152,7 @@ def _levels(
     return _wide(signal_rows)[:, None], _wide(noise_rows)[:, None]
 
 
-class _pieces:
+class _Pieces:
     """Piece `number` of the modulation of every row, [B, W], gathered when it is asked for."""
 
     def __init__(self, modulation: Tensor, condition: Tensor | None, width: int):

@@ -26,7 +26,7 @@ class Tile:
 
 # Rows, columns and inputs at the most, warps and stages, by the bytes of an element. 64 rows: under that Hopper
 # multiplies with the instructions of its predecessor, and with more, 4096 codes would fill few multiprocessors.
-_TABLE: Final = MappingProxyType({2: (64, 128, 64, 8, 3), 4: (64, 32, 32, 8, 3)})
+_TABLE: Final = MappingProxyType({2: (64, 128, 64, 8, 4), 4: (64, 32, 32, 8, 2)})
 # Numbers that are normed at a time: 8 a thread.
 _NORMED: Final = 2048
 

@@ -22,16 +22,15 @@ def denoise_forward(
     weights: Sequence[Tensor], signal_rows: Tensor | None, noise_rows: Tensor | None,
     signal: float, noise: float, mean: Tensor | None, std: Tensor | None, kind: str, norm_eps: float,
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """Launch the forward kernel; see `reference.denoise_forward`.
 
-    What it keeps is the residual stream before each norm; without `keep` that is one block of rows which every
-    layer overwrites.
+    What it keeps is the residual stream before each norm; without `keep` that is one block of rows which
+    every layer overwrites.
     """
     w, out = DenoiserWeights(*weights), torch.empty_like(z)
     depth, hidden, width = w.w1.shape
     h = torch.empty((depth + 1 if keep else 1, len(z), width), dtype=w.w1.dtype, device=z.device)
-    nothing = w.w1.new_empty(0)
     if len(z):
         y = torch.empty((len(z), width), dtype=w.w1.dtype, device=z.device)
         a = torch.empty((len(z), hidden), dtype=w.w1.dtype, device=z.device)
@@ -42,29 +41,30 @@ def denoise_forward(
                 len(z), width, hidden, depth, h.stride(0) if keep else 0, signal, noise, norm_eps,
                 **constants(tile, w, z.shape[1], kind),
             )  # fmt: skip
-    return out, h if keep else nothing, z.new_empty(0, dtype=torch.float32), nothing.clone()
+    return out, [h] if keep else []
 
 
 def denoise_backward(
     dout: Tensor, condition: Tensor | None, modulation: Tensor, weights: Sequence[Tensor],
     signal_rows: Tensor | None, noise_rows: Tensor | None, std: Tensor | None,
     signal: float, noise: float, kind: str, norm_eps: float,
-    kept: Tensor, rstd: Tensor, before: Tensor,
+    kept: Sequence[Tensor],
 ) -> Tensor:  # fmt: skip
     """Launch the backward kernel; see `reference.denoise_backward`."""
     w, dz = DenoiserWeights(*weights), torch.empty_like(dout)
     if not len(dout):
         return dz
     depth, hidden, width = w.w1.shape
-    y, du, dy = (torch.empty_like(kept[0]) for _ in range(3))
+    (h,) = kept
+    y, du, dy = (torch.empty_like(h[0]) for _ in range(3))
     da = torch.empty((len(dout), hidden), dtype=w.w1.dtype, device=dout.device)
     dh = torch.empty_like(y, dtype=torch.float32)
     tile = tiles.choose(width, hidden, w.w1.element_size())
     with on_device_of(dout):
         denoise_bwd_kernel[(triton.cdiv(len(dout), tile.rows),)](
             dout, condition, modulation, w.w_in, w.w1, w.b1, w.w2, w.w_out, signal_rows, noise_rows, std, dz,
-            kept, y, du, dy, da, dh,
-            len(dout), width, hidden, depth, kept.stride(0), signal, noise, norm_eps,
+            h, y, du, dy, da, dh,
+            len(dout), width, hidden, depth, h.stride(0), signal, noise, norm_eps,
             **constants(tile, w, dout.shape[1], kind),
         )  # fmt: skip
     return dz

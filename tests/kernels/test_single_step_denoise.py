@@ -264,8 +264,8 @@ def test_registration(device):
             levels = (signal_rows, noise_rows, SIGNAL, NOISE)
             arguments = (z, eps, None, condition, modulation, weights, *levels, mean, std, "v", 1e-6, keep)
             torch.library.opcheck(ops._forward, arguments)
-    _, *kept = ops._forward(*arguments)
-    arguments = (z, condition, modulation, weights, *rows, std, SIGNAL, NOISE, "v", 1e-6, *kept)
+    _, kept = ops._forward(*arguments)
+    arguments = (z, condition, modulation, weights, *rows, std, SIGNAL, NOISE, "v", 1e-6, kept)
     torch.library.opcheck(ops._backward, arguments)
 
 
