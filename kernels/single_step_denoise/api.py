@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from .._check import require_device_of, require_dims, require_float, require_integer
-from .._check import require_like, require_shape, require_tensor
+from .._check import (
+    require_device_of,
+    require_dims,
+    require_float,
+    require_integer,
+    require_like,
+    require_shape,
+    require_tensor,
+)
 from .._dispatch import is_fused
 from .._philox import as_seed
 from . import ops, reference, tiles
@@ -55,8 +62,8 @@ def single_step_denoise(
         Codes, ``[B, d]``, d at most 256. float32, bfloat16, float16 or float64. Copied if not contiguous.
     modulation
         ``[C, (3 L + 2) W]``: for each of C conditions shift, scale and gate of each of L blocks, and shift
-        and scale of the last norm. With the dtype of `weights`. It is a function of time and conditions, to be
-        computed once as long as those stay.
+        and scale of the last norm. With the dtype of `weights`. It is a function of time and conditions;
+        compute it once as long as those stay.
     weights
         What :func:`pack_denoiser` made. Their dtype is what matrices are multiplied in, with sums in float32:
         that of `z`, or a 16-bit dtype beside `z` of float32.

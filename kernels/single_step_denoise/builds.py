@@ -6,19 +6,21 @@ from typing import Any, Final
 
 from ..aot.build import Build, pointer_types
 from . import tiles
-from .kernel import denoise_bwd_kernel, denoise_fwd_kernel
-from .weights import padded_latent
+from .backward import denoise_bwd_kernel
+from .forward import denoise_fwd_kernel
 
 _SCALARS: Final = (
     {"B": "i32", "depth": "i32", "width": "i32:16", "hidden": "i32:16", "level": "i64:16"}
     | dict.fromkeys(("signal", "noise", "norm_eps"), "fp32")
     | {"condition": "*i64:16", "seed": "*i64:16", "dh": "*fp32:16"}
 )
+# 8 warps of as many fill a multiprocessor, which holds one program
+_MAX_REGISTERS: Final = 248
 _CODES: Final = ("z", "eps", "dout", "dz", "out", "signal_rows", "noise_rows", "mean", "std")
 
 
 def builds() -> dict[str, Build]:
-    """Both kernels at the widths of the presets and between, with all that is optional; other forms at one width.
+    """Both kernels at the widths of the presets and between, with all that is optional; other forms at one.
 
     The 16-bit dtypes differ in one conversion, and the parameterisations in a multiplication or a division.
     """
@@ -38,18 +40,13 @@ def pair(
 ) -> dict[str, Build]:
     """The forward and the backward kernel of a denoiser of `width` with three blocks."""
     tile = tiles.choose(width, 2 * width, 4 if dtype == "fp32" else 2)
-    constants = {
-        "D": latent, "BD": padded_latent(latent), "W": width, "BW": tiles.padded(width), "H": 2 * width,
-        "DEPTH": 3, "KIND": kind, "BM": tile.rows, "BN": tile.columns, "BK": tile.inputs,
-        "BE": min(padded_latent(latent), tile.inputs), "BR": tile.normed,
-        "STAGES": tile.num_stages,
-    }  # fmt: skip
+    constants = tile.constants(latent, (3, 2 * width, width)) | {"KIND": kind}
     types = _SCALARS | dict.fromkeys(_CODES, f"*{of_codes or dtype}:16")
     noise = {"eps": None} if drawn else {"seed": None}
     label = f"W{width}-d{latent}-{dtype}{f'-codes-{of_codes}' if of_codes else ''}{'-drawn' * drawn}"
     return {
         f"fwd-{label}": _build(denoise_fwd_kernel, dtype, tile, types, constants | noise),
-        f"bwd-{label}": _build(denoise_bwd_kernel, dtype, tile, types, constants),
+        f"bwd-{label}": _build(denoise_bwd_kernel, dtype, tile, types, constants | {"BH": tile.halved}),
     }
 
 
@@ -62,8 +59,8 @@ def _build(
         constants=constants,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
-        max_registers=248,
-        # biases and levels, which every row shares, and codes of an odd length; counted in `_NARROW`
+        max_registers=_MAX_REGISTERS,
+        # biases and levels, which every row shares, and codes of an odd length
         narrow_loads=10_000,
         tensor_cores=True,
     )

@@ -6,8 +6,8 @@ time on are the matrix products, so the forward keeps the hidden layer and the n
 the backward multiplies only by transposed weights: no product is computed twice, and none for a weight.
 
 Shapes, in all of them: `z`, `eps` and the results are [B, d]; `condition` is [B] or None, where row `i` has
-modulation `i`; `modulation` is [C, (3 L + 2) W]: shift, scale and gate of each of the L blocks, then shift and
-scale of the last norm; `signal` and `noise` are numbers or [B, 1]; `mean` and `std` are [d].
+modulation `i`; `modulation` is [C, (3 L + 2) W]: shift, scale and gate of each of the L blocks, then shift
+and scale of the last norm; `signal` and `noise` are numbers or [B]; `mean` and `std` are [d].
 """
 
 from __future__ import annotations

@@ -23,9 +23,28 @@ class Tile:
     num_warps: int
     num_stages: int
 
+    @property
+    def halved(self) -> int:
+        """Columns where two products are computed side by side."""
+        return max(MIN_WIDTH, self.columns // 2)
 
-# Rows, columns and inputs at the most, warps and stages, by the bytes of an element. 64 rows: under that Hopper
-# multiplies with the instructions of its predecessor, and with more, 4096 codes would fill few multiprocessors.
+    def constants(self, latent: int, sizes: tuple[int, int, int]) -> dict[str, int]:
+        """What both kernels are compiled for, with `sizes` those of `DenoiserWeights.w1`."""
+        depth, hidden, width = sizes
+        network = {"D": latent, "BD": padded_latent(latent), "W": width, "H": hidden, "DEPTH": depth}
+        return network | {
+            "BW": padded(width),
+            "BM": self.rows,
+            "BN": self.columns,
+            "BK": self.inputs,
+            "BE": min(padded_latent(latent), self.inputs),
+            "BR": self.normed,
+            "STAGES": self.num_stages,
+        }
+
+
+# Rows, columns and inputs at the most, warps and stages, by the bytes of an element. With fewer than 64 rows
+# Hopper multiplies by the instructions of its predecessor, with more 4096 codes fill few multiprocessors.
 _TABLE: Final = MappingProxyType({2: (64, 128, 64, 8, 4), 4: (64, 32, 32, 8, 2)})
 # Numbers that are normed at a time: 8 a thread.
 _NORMED: Final = 2048
@@ -46,6 +65,11 @@ def choose(width: int, hidden: int, element_size: int) -> Tile:
 def padded(width: int) -> int:
     """`width` rounded up to a power of two."""
     return 1 << (width - 1).bit_length()
+
+
+def padded_latent(latent: int) -> int:
+    """Length of a code as the weights hold it."""
+    return max(MIN_WIDTH, padded(latent))
 
 
 def _power(size: int, most: int) -> int:

@@ -1,8 +1,8 @@
-"""The functions that launch the kernels of `kernel`."""
+"""The functions that launch the kernels."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .._triton import on_device_of
 from . import tiles
-from .kernel import denoise_bwd_kernel, denoise_fwd_kernel
+from .backward import denoise_bwd_kernel
+from .forward import denoise_fwd_kernel
 from .weights import DenoiserWeights
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def denoise_forward(
             denoise_fwd_kernel[(triton.cdiv(len(z), tile.rows),)](
                 z, eps, seed, condition, modulation, *w, signal_rows, noise_rows, mean, std, out, h, y, a,
                 len(z), width, hidden, depth, h.stride(0) if keep else 0, signal, noise, norm_eps,
-                **constants(tile, w, z.shape[1], kind),
+                **tile.constants(z.shape[1], w.w1.shape), KIND=kind, num_warps=tile.num_warps,
             )  # fmt: skip
     return out, [h] if keep else []
 
@@ -65,23 +66,7 @@ def denoise_backward(
             dout, condition, modulation, w.w_in, w.w1, w.b1, w.w2, w.w_out, signal_rows, noise_rows, std, dz,
             h, y, du, dy, da, dh,
             len(dout), width, hidden, depth, h.stride(0), signal, noise, norm_eps,
-            **constants(tile, w, dout.shape[1], kind),
+            **tile.constants(dout.shape[1], w.w1.shape), KIND=kind, BH=tile.halved,
+            num_warps=tile.num_warps,
         )  # fmt: skip
     return dz
-
-
-def constants(tile: tiles.Tile, weights: DenoiserWeights, latent: int, kind: str) -> dict[str, Any]:
-    """What both kernels are compiled for."""
-    depth, hidden, width = weights.w1.shape
-    sizes = {"D": latent, "BD": weights.w_in.shape[1], "W": width, "H": hidden, "DEPTH": depth}
-    return sizes | {
-        "BW": tiles.padded(width),
-        "KIND": kind,
-        "BM": tile.rows,
-        "BN": tile.columns,
-        "BK": tile.inputs,
-        "BE": min(weights.w_in.shape[1], tile.inputs),
-        "BR": tile.normed,
-        "STAGES": tile.num_stages,
-        "num_warps": tile.num_warps,
-    }

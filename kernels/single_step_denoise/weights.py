@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .tiles import padded_latent
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-_LEAST_LATENT = 16
 
 
 class DenoiserWeights(NamedTuple):
     """Weights of a residual MLP under adaptive layer norm, all of one dtype; made by :func:`pack_denoiser`.
 
-    `E` is the length of a code rounded up to a power of two of at least 16, `W` the width, `H` the hidden width
-    of a block and `L` the number of blocks. What lies beyond the length of a code is zero.
+    `E` is the length of a code rounded up to a power of two of at least 16, `W` the width, `H` the hidden
+    width of a block and `L` the number of blocks. What lies beyond the length of a code is zero.
     """
 
     w_in: Tensor
@@ -85,8 +85,3 @@ def pack_denoiser(
     )
     dtype = dtype or enter.weight.dtype
     return DenoiserWeights(*(part.detach().to(dtype, copy=True).contiguous() for part in pack))
-
-
-def padded_latent(latent: int) -> int:
-    """Length of a code as the kernels hold it."""
-    return max(_LEAST_LATENT, 1 << (latent - 1).bit_length())

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from scdd.kernels import _dispatch
-from scdd.kernels._philox import as_seed, philox_normal
-from scdd.kernels.single_step_denoise import DenoiserWeights, ops, pack_denoiser, single_step_denoise, tiles
 from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
 from torch import nn
 
 from scdd.diffusion.one_step import code_then_noise
 from scdd.diffusion.schedule import NoiseSchedule
+from scdd.kernels import _dispatch
+from scdd.kernels._philox import as_seed, philox_normal
+from scdd.kernels.single_step_denoise import DenoiserWeights, ops, pack_denoiser, single_step_denoise, tiles
 from scdd.nn.denoiser import Denoiser
 
 KINDS = pytest.mark.parametrize("kind", ["eps", "v", "x0"])
@@ -73,7 +73,7 @@ def operator(kind="v", signal=SIGNAL, noise=NOISE, norm_eps=1e-6, implementation
 
 
 def naive(kind="v", signal=SIGNAL, noise=NOISE, norm_eps=1e-6, **inputs):
-    """Written from the formula, as plainly as it goes: PyTorch's layer norm, chunks, one layer after another."""
+    """Written from the formula, plainly: PyTorch's layer norm, chunks, one layer after another."""
     z, weights = inputs["z"], packed(inputs)["weights"]
     modulation, condition = inputs["modulation"], inputs["condition"]
     width, depth = len(weights.b_in), len(weights.w1)
@@ -206,6 +206,10 @@ def real_denoiser(latent=10, conditions=(4, 2), width=32, depth=3, dtype=torch.f
     return net.to(dtype).requires_grad_(False)
 
 
+def pack(net, dtype=None):
+    return pack_denoiser(net.enter, [(b[0], b[2]) for b in net.branches], net.leave, dtype=dtype)
+
+
 def modulation_of(net, t, codes):
     """What `Denoiser.forward` computes before it looks at its codes."""
     context = net.time(t) + net.condition(codes) + net.span(torch.zeros_like(t))
@@ -228,8 +232,7 @@ def test_equals_the_denoiser_in_one_step(kind, dtype):
     t = torch.full((len(distinct),), t_star / schedule.steps).to(dtype)
     at = torch.tensor([t_star])
     got = single_step_denoise(
-        z, modulation_of(net, t, distinct), pack_denoiser(net.enter, [(b[0], b[2]) for b in net.branches], net.leave),
-        condition=condition, eps=eps, parameterisation=kind,
+        z, modulation_of(net, t, distinct), pack(net), condition=condition, eps=eps, parameterisation=kind,
         signal=schedule.signal(at).item(), noise=schedule.noise(at).item(),
     )  # fmt: skip
     tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
@@ -241,12 +244,11 @@ def test_equals_the_denoiser_in_one_step(kind, dtype):
 
 def test_pack_is_a_copy_in_the_dtype_that_is_asked_for():
     net = real_denoiser(dtype=torch.float32)
-    pack = pack_denoiser(net.enter, [(b[0], b[2]) for b in net.branches], net.leave, dtype=torch.bfloat16)
-    assert pack.w_in.shape == (32, 16)
-    assert not pack.w_in[:, 10:].count_nonzero()
-    assert all(part.dtype == torch.bfloat16 and not part.requires_grad for part in pack)
-    same = pack_denoiser(net.enter, [(b[0], b[2]) for b in net.branches], net.leave)
-    assert same.b_in.data_ptr() != net.enter.bias.data_ptr()
+    narrow = pack(net, torch.bfloat16)
+    assert narrow.w_in.shape == (32, 16)
+    assert not narrow.w_in[:, 10:].count_nonzero()
+    assert all(part.dtype == torch.bfloat16 and not part.requires_grad for part in narrow)
+    assert pack(net).b_in.data_ptr() != net.enter.bias.data_ptr()
 
 
 # ------------------------------------------------------------------------------ registration
@@ -360,7 +362,7 @@ def test_a_named_implementation_never_falls_back(monkeypatch):
     monkeypatch.setattr(_dispatch, "INTERPRET", True)
     inputs = make_inputs(width=24)
     with pytest.raises(
-        ValueError, match="the layers are 24 and 48 wide .* multiples of 16 .*; pad the layers"
+        ValueError, match=r"the layers are 24 and 48 wide .* multiples of 16 .*; pad the layers"
     ):
         operator(**inputs, implementation="triton")
 
