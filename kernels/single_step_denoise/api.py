@@ -200,13 +200,13 @@ def _check_rows(
 
 def _levels(z: Tensor, signal: float | Tensor, noise: float | Tensor) -> Levels:
     """Levels as two tensors, or as two numbers."""
-    if isinstance(signal, Tensor) != isinstance(noise, Tensor):
+    if isinstance(signal, Tensor) and isinstance(noise, Tensor):
+        for name, level in (("signal", signal), ("noise", noise)):
+            require_like(name, level, (len(z),), "[B]", "z", z)
+        return signal.contiguous(), noise.contiguous(), 1.0, 0.0
+    if isinstance(signal, Tensor) or isinstance(noise, Tensor):
         raise TypeError("one of signal and noise is a tensor; pass two numbers or two tensors [B]")
-    if not isinstance(signal, Tensor) or not isinstance(noise, Tensor):
-        return None, None, signal, noise
-    for name, level in (("signal", signal), ("noise", noise)):
-        require_like(name, level, (len(z),), "[B]", "z", z)
-    return signal.contiguous(), noise.contiguous(), 1.0, 0.0
+    return None, None, signal, noise
 
 
 def _check_frozen(*others: Tensor | None) -> None:

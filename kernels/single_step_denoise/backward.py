@@ -112,7 +112,7 @@ def denoise_bwd_kernel(
     B, width, hidden, depth, level, signal, noise, norm_eps,
     D: tl.constexpr, BD: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, H: tl.constexpr,
     DEPTH: tl.constexpr, KIND: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BE: tl.constexpr,
     BR: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Gradient of BM codes; the hidden activations are computed again from `h` [DEPTH + 1, B, W]."""
@@ -139,7 +139,7 @@ def denoise_bwd_kernel(
     o_m = tl.arange(0, BM)
     m_m = (o_m < rows)[:, None]
     o_m = tl.minimum(o_m, rows - 1)
-    o_n, o_h = tl.arange(0, BN), tl.arange(0, BH)
+    o_n = tl.arange(0, BN)
     b_signal, b_noise = mixing(signal, noise, signal_rows, noise_rows, o_m)
 
     last_layer_bwd(
@@ -155,15 +155,14 @@ def denoise_bwd_kernel(
             W, BW, ROW, BM, BR,
         )  # fmt: skip
         tl.debug_barrier()
-        # two products at a time, so half as wide
-        for i_h in tl.range(0, hidden, BH, disable_licm=True):
-            b_a = tl.zeros([BM, BH], tl.float32) + tl.load(b1 + i_l * H + i_h + o_h).to(tl.float32)[None, :]
-            b_a = product(y, w1 + i_l * H * W, o_m, i_h + o_h, b_a, width, W, BK, STAGES)
-            b_da = tl.zeros([BM, BH], tl.float32)
-            b_da = product_transposed(du, w2 + i_l * W * H, o_m, i_h + o_h, b_da, width, W, H, BK, STAGES)
+        for i_n in tl.range(0, hidden, BN, disable_licm=True):
+            b_a = tl.zeros([BM, BN], tl.float32) + tl.load(b1 + i_l * H + i_n + o_n).to(tl.float32)[None, :]
+            b_a = product(y, w1 + i_l * H * W, o_m, i_n + o_n, b_a, width, W, BK, STAGES)
+            b_da = tl.zeros([BM, BN], tl.float32)
+            b_da = product_transposed(du, w2 + i_l * W * H, o_m, i_n + o_n, b_da, width, W, H, BK, STAGES)
             b_sigmoid = tl.sigmoid(b_a)
             b_da *= b_sigmoid * (1.0 + b_a * (1.0 - b_sigmoid))
-            store_narrow(da + o_m[:, None] * H + (i_h + o_h)[None, :], b_da, m_m)
+            store_narrow(da + o_m[:, None] * H + (i_n + o_n)[None, :], b_da, m_m)
         tl.debug_barrier()
         for i_n in tl.range(0, width, BN, disable_licm=True):
             b_acc = tl.zeros([BM, BN], tl.float32)

@@ -19,8 +19,6 @@ from .weights import DenoiserWeights
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch.autograd.function import FunctionCtx
-
 _WEIGHTS: Final = len(DenoiserWeights._fields)
 
 
@@ -86,7 +84,7 @@ class SingleStepDenoise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, z: Tensor, eps: Tensor | None, seed: Tensor | None, condition: Tensor | None,
+        ctx: Any, z: Tensor, eps: Tensor | None, seed: Tensor | None, condition: Tensor | None,
         modulation: Tensor, weights: tuple[Tensor, ...],
         levels: tuple[Tensor | None, Tensor | None, float, float],
         mean: Tensor | None, std: Tensor | None, kind: str, norm_eps: float,
@@ -97,7 +95,7 @@ class SingleStepDenoise(torch.autograd.Function):
             z, eps, seed, condition, modulation, weights, *levels, mean, std, kind, norm_eps, z.requires_grad
         )
         ctx.save_for_backward(condition, modulation, signal_rows, noise_rows, std, *weights, *kept)
-        ctx.settings = *numbers, kind, norm_eps  # type: ignore[attr-defined]
+        ctx.settings = *numbers, kind, norm_eps
         return out
 
     @staticmethod

@@ -117,10 +117,11 @@ def denoise_backward(
 def _noised(
     z: Tensor, eps: Tensor | None, seed: Tensor | None, level: Tensor | float, share: Tensor | float
 ) -> Tensor:
-    if eps is None and seed is None:
-        return level * _wide(z)
-    drawn = _wide(eps) if eps is not None else philox_normal(seed, 0, z.shape, _wide(z).dtype)
-    return level * _wide(z) + share * drawn
+    if eps is not None:
+        return level * _wide(z) + share * _wide(eps)
+    if seed is not None:
+        return level * _wide(z) + share * philox_normal(seed, 0, z.shape, _wide(z).dtype)
+    return level * _wide(z)
 
 
 def _normed(h: Tensor, norm_eps: float) -> Tensor:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +26,7 @@ class Tile:
     num_warps: int
     num_stages: int
 
-    @property
-    def halved(self) -> int:
-        """Columns where two products are computed side by side."""
-        return max(MIN_WIDTH, self.columns // 2)
-
-    def constants(self, latent: int, sizes: tuple[int, int, int]) -> dict[str, int]:
+    def constants(self, latent: int, sizes: Sequence[int]) -> dict[str, int]:
         """What both kernels are compiled for, with `sizes` those of `DenoiserWeights.w1`."""
         depth, hidden, width = sizes
         network = {"D": latent, "BD": padded_latent(latent), "W": width, "H": hidden, "DEPTH": depth}

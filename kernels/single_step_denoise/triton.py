@@ -66,7 +66,6 @@ def denoise_backward(
             dout, condition, modulation, w.w_in, w.w1, w.b1, w.w2, w.w_out, signal_rows, noise_rows, std, dz,
             h, y, du, dy, da, dh,
             len(dout), width, hidden, depth, h.stride(0), signal, noise, norm_eps,
-            **tile.constants(dout.shape[1], w.w1.shape), KIND=kind, BH=tile.halved,
-            num_warps=tile.num_warps,
+            **tile.constants(dout.shape[1], w.w1.shape), KIND=kind, num_warps=tile.num_warps,
         )  # fmt: skip
     return dz
