@@ -16,6 +16,9 @@ _SCALARS: Final = (
 )
 # a program has 8 warps, and shared memory holds no second one that registers would have to be left for
 _MAX_REGISTERS: Final = 255
+# biases, levels and rows of modulation; where a width is no multiple of 128 tiles are narrow as well
+_NARROW: Final = 96
+_NARROW_RAGGED: Final = 160
 _CODES: Final = ("z", "eps", "dout", "dz", "out", "signal_rows", "noise_rows", "mean", "std")
 
 
@@ -60,7 +63,6 @@ def _build(
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
         max_registers=_MAX_REGISTERS,
-        # biases and levels, which every row shares, and codes of an odd length
-        narrow_loads=10_000,
+        narrow_loads=_NARROW_RAGGED if constants["W"] % 128 else _NARROW,
         tensor_cores=True,
     )
