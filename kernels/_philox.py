@@ -105,6 +105,17 @@ def philox_normal_quads(
     return torch.stack(numbers, -1).view(*rows, 4 * quads)[..., :columns]
 
 
+def patch_noise(seed: Tensor, cells: int, genes: int, patch: int, dtype: torch.dtype) -> Tensor:
+    """Noise [cells, genes] whose rows of quads are patches of `patch` genes, the last cut short.
+
+    What an operator over patches draws: a patch is whole quads, so that no quad lies across two of them. The
+    noise of a cell depends on its place in the batch, but not on how many follow.
+    """
+    patches = -(-genes // patch)
+    drawn = philox_normal_quads(seed, 0, (cells, patches, patch), dtype)
+    return drawn.reshape(cells, patches * patch)[:, :genes]
+
+
 def philox(seed: Tensor, counters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four words of 32 bits for each counter, all as int64 from 0 to 2^32 - 1."""
     seed = seed.reshape(())

@@ -2,8 +2,8 @@
 
 These are the numbers of `tl.randn` and `tl.randn4x` as well, but not their code: a uniform number names its
 quadrant exactly, so a short polynomial gives sine and cosine at once, where the functions of the mathematics
-library are ready for any angle and keep local memory for the largest. Compiled for sm_90, a number takes about
-175 instructions by ``tl.randn``, 107 by `normal` and 50 by `normal_quads`.
+library are ready for any angle and keep local memory for the largest. Compiled for sm_90, a number takes
+about 175 instructions by ``tl.randn``, 107 by `normal` and 50 by `normal_quads`.
 """
 
 from __future__ import annotations
