@@ -55,7 +55,7 @@ def noise_patch_embed(
     signal, noise
         ``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)`` of the time of each cell, ``[B]``. They get no gradient.
     weight, bias
-        The embedding of a patch, ``[D, P]`` and ``[D]``; their dtype is that of the result. `P` of at most 64.
+        The embedding of a patch, ``[D, P]`` and ``[D]``; their dtype is that of the result. `P` of at most 32.
     position
         What is added to each token, ``[N, D]``.
     seed

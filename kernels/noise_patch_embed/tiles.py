@@ -32,10 +32,12 @@ class Schedule:
 _ROWS: Final = 64
 _FEW_TOKENS: Final = 8
 # Bytes an element -> most channels of a tile, warps.
-_WIDTHS: Final = {2: (128, 4), 4: (64, 4)}
+# With half the warps the sums of the backward take 180 registers a thread.
+_WIDTHS: Final = {2: (128, 8), 4: (64, 8)}
 _MIN_WIDTH: Final = 16
 
-MAX_PATCH: Final = 64
+# A patch of 64 genes in float32 leaves the backward no registers to spare.
+MAX_PATCH: Final = 32
 
 # Enough programs for eight on each multiprocessor of the largest GPU of today. A constant, not a property of
 # the machine, so that sums over cells are cut alike, and round alike, on every machine.

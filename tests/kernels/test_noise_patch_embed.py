@@ -250,7 +250,7 @@ def test_a_patch_too_large_for_the_kernels(monkeypatch):
     monkeypatch.setattr(_dispatch, "TRITON_INSTALLED", True)
     monkeypatch.setattr(_dispatch, "INTERPRET", True)
     inputs = make_inputs(2, 130, tiles.MAX_PATCH + 1)
-    with pytest.raises(ValueError, match="a patch has 65 genes and the kernels take at most 64"):
+    with pytest.raises(ValueError, match="a patch has 33 genes and the kernels take at most 32"):
         noise_patch_embed(**inputs, implementation="triton")
     check(inputs, implementation="reference")
 
@@ -288,7 +288,7 @@ SHAPES = [
     (17, 64, 8, 40),
     (3, 65, 16, 72),
     (1, 63, 17, 200),
-    (2, 100, 64, 33),
+    (2, 100, 32, 33),
     (130, 15, 5, 20),
     (8, 80, 10, 192),
 ]
