@@ -29,8 +29,8 @@ class Schedule:
 
 _ROWS: Final = 64
 # Bytes an element -> most channels of a tile, warps.
-_WIDTHS: Final = {2: (128, 4), 4: (64, 4)}
-_BACKWARD: Final = {2: (128, 8), 4: (64, 8)}
+_WIDTHS: Final = {2: (64, 8), 4: (64, 8)}
+_BACKWARD: Final = {2: (64, 8), 4: (32, 4)}
 _MIN_WIDTH: Final = 16
 
 MAX_PATCH: Final = 32

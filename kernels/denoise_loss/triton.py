@@ -120,50 +120,52 @@ def denoise_loss_bwd_kernel(
 ):  # fmt: skip
     """Gradients of the channels of `cells` cells, and sums over them, unscaled: `dweight` [slices, P, D]."""
     i_s = tl.program_id(1).to(tl.int64)
-    # [BD], [BK]
+    # [BD], [BK]; within a cell 32 bits are enough
     o_d = tl.program_id(0) * BD + tl.arange(0, BD)
     o_k = tl.arange(0, BK)
     m_d, m_k = o_d < D, o_k < P
     factor *= tl.load(dloss).to(tl.float32)
     rows = B.to(tl.int64) * N
-    # [BD, BK]
-    b_w = tl.load(weight + o_k[None, :] * D + o_d[:, None], mask=m_d[:, None] & m_k[None, :], other=0.0)
+    # [BK, BD]
+    p_w = o_k[:, None] * D + o_d[None, :]
+    m_w = m_k[:, None] & m_d[None, :]
+    b_w = tl.load(weight + p_w, mask=m_w, other=0.0)
     b_dweight = tl.zeros([BD, BK], tl.float32)
     b_dbias = tl.zeros([BK], tl.float32)
     for i_b in range(i_s * cells, tl.minimum((i_s + 1) * cells, B)):
+        first = i_b * N
         b_gain = 1.0 + load_wide(scale + i_b * D + o_d, m_d)
         b_outer = tl.zeros([BD, BK], tl.float32)
-        b_total = tl.zeros([BK], tl.float32)
+        b_total = tl.zeros([BM, BK], tl.float32)
         for i_n in range(0, N, BM):
             # [BM]
             o_n = i_n + tl.arange(0, BM)
-            o_r = i_b * N + o_n
             m_n = o_n < N
-            b_mean = load_wide(statistics + o_r, m_n)
-            b_rstd = load_wide(statistics + rows + o_r, m_n)
-            b_level = load_wide(statistics + 2 * rows + o_r, m_n)
-            b_along = load_wide(statistics + 3 * rows + o_r, m_n)
+            b_mean = load_wide(statistics + first + o_n, m_n)
+            b_rstd = load_wide(statistics + (rows + first) + o_n, m_n)
+            b_level = load_wide(statistics + (2 * rows + first) + o_n, m_n)
+            b_along = load_wide(statistics + (3 * rows + first) + o_n, m_n)
             # [BM, BK], [BM, BD]
-            b_error = tl.load(
-                residual + o_r[:, None] * P + o_k[None, :], mask=m_n[:, None] & m_k[None, :], other=0.0
-            )
-            p = o_r[:, None] * D + o_d[None, :]
+            p = o_n[:, None] * P + o_k[None, :]
+            b_error = tl.load(residual + first * P + p, mask=m_n[:, None] & m_k[None, :], other=0.0)
+            p = o_n[:, None] * D + o_d[None, :]
             m = m_n[:, None] & m_d[None, :]
-            b_normed = (load_wide(h + p, m) - b_mean[:, None]) * b_rstd[:, None]
-            b_dh = dot(b_error, tl.trans(b_w), tl.zeros([BM, BD], tl.float32)) * b_gain[None, :]
+            b_normed = (load_wide(h + first * D + p, m) - b_mean[:, None]) * b_rstd[:, None]
+            b_dh = dot(b_error, b_w, tl.zeros([BM, BD], tl.float32)) * b_gain[None, :]
             b_dh = (b_dh - b_level[:, None] - b_normed * b_along[:, None]) * (b_rstd * factor)[:, None]
-            store_narrow(dh + p, b_dh, m)
+            store_narrow(dh + first * D + p, b_dh, m)
             b_outer = dot(tl.trans(b_normed.to(b_w.dtype)), b_error, b_outer)
-            b_total += tl.sum(b_error.to(tl.float32), 0)
-        p = i_b * D + o_d
-        b_shift = load_wide(shift + p, m_d)
-        b_wide = b_w.to(tl.float32)
-        store_narrow(dshift + p, tl.sum(b_wide * b_total[None, :], 1) * factor, m_d)
-        store_narrow(dscale + p, tl.sum(b_wide * b_outer, 1) * factor, m_d)
+            b_total += b_error.to(tl.float32)
+        # [BK], [BD, BK]
+        b_total = tl.sum(b_total, 0)
+        b_wide = load_wide(weight + tl.trans(p_w), tl.trans(m_w))
+        b_shift = load_wide(shift + i_b * D + o_d, m_d)
+        store_narrow(dshift + i_b * D + o_d, tl.sum(b_wide * b_total[None, :], 1) * factor, m_d)
+        store_narrow(dscale + i_b * D + o_d, tl.sum(b_wide * b_outer, 1) * factor, m_d)
+        b_gain = 1.0 + load_wide(scale + i_b * D + o_d, m_d)
         b_dweight += b_outer * b_gain[:, None] + b_total[None, :] * b_shift[:, None]
         b_dbias += b_total
-    p = (i_s * P + o_k)[None, :] * D + o_d[:, None]
-    tl.store(dweight + p, b_dweight, mask=m_d[:, None] & m_k[None, :])
+    tl.store(dweight + i_s * P * D + tl.trans(p_w), b_dweight, mask=tl.trans(m_w))
     if tl.program_id(0) == 0:
         tl.store(dbias + i_s * P + o_k, b_dbias, mask=m_k)
 
