@@ -48,11 +48,11 @@ def denoise_loss(
 ) -> DenoiseLoss:
     """``mean_b w[b] mean_g (prediction[b, g] - target[b, g])^2`` of a diffusion transformer's last tokens.
 
-    The final layer of the transformer [1]_, ``(layer_norm(h) (1 + scale) + shift) @ weight.T + bias``, gives `P`
-    genes a token, and is compared with the target at once: the prediction is not written. The noise is drawn
-    again from the `seed` that :func:`noise_patch_embed` was given. Genes that fill up the last patch count
-    nowhere. Arithmetic is in float32 (float64 for float64); the modulated rows are rounded to the dtype of `h`
-    before they are multiplied.
+    The final layer of the transformer [1]_, ``(layer_norm(h) (1 + scale) + shift) @ weight.T + bias``, gives
+    `P` genes a token, and is compared with the target at once: the prediction is not written. The noise is
+    drawn again from the `seed` that :func:`noise_patch_embed` was given. Genes that fill up the last patch
+    count nowhere. Arithmetic is in float32 (float64 for float64); the modulated rows are rounded to the
+    dtype of `h` before they are multiplied.
 
     Parameters
     ----------
@@ -61,10 +61,10 @@ def denoise_loss(
     shift, scale
         Bias and gain of each cell, ``[B, D]``, with the dtype of `h`.
     weight, bias
-        The projection, ``[P, D]`` and ``[P]``, with the dtype of `h`. `P` of at most 32.
+        The projection, ``[P, D]`` and ``[P]``, with the dtype of `h`. `P` of at most 16.
     x0
-        The clean cells, ``[B, G]`` with ``N = ceil(G / P)``, of any floating-point dtype. Read where `prediction`
-        is not ``"eps"``; else only their number of genes is.
+        The clean cells, ``[B, G]`` with ``N = ceil(G / P)``, of any floating-point dtype. Read where
+        `prediction` is not ``"eps"``; else only their number of genes is.
     signal, noise
         ``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)`` of the time of each cell, ``[B]``.
     seed
@@ -74,8 +74,8 @@ def denoise_loss(
     prediction
         The target: ``"eps"``, the velocity ``"v" = signal eps - noise x0`` [2]_, or ``"x0"``.
     cell_weight
-        ``w``, ``[B]``, one for each cell if not given; that of min-SNR [3]_ depends on `prediction`. It may want a
-        gradient.
+        ``w``, ``[B]``, one for each cell if not given; that of min-SNR [3]_ depends on `prediction`. It may
+        want a gradient.
     norm_eps
         Added to the variance.
     implementation
@@ -94,8 +94,9 @@ def denoise_loss(
     TypeError
         An argument is not a tensor, or its dtype is not supported or differs from that of `h`.
     ValueError
-        A shape or device does not fit, seed and eps are both given or both missing, something wants a gradient
-        that gets none, `norm_eps` is negative, or `prediction` or `implementation` is unknown or can not be had.
+        A shape or device does not fit, seed and eps are both given or both missing, something wants a
+        gradient that gets none, `norm_eps` is negative, or `prediction` or `implementation` is unknown or
+        can not be had.
 
     References
     ----------
@@ -120,7 +121,9 @@ def denoise_loss(
     seeded = None if seed is None else _philox.as_seed(seed, h.device)
     limit = None
     if len(weight) > MAX_PATCH:
-        limit = f"a patch has {len(weight)} genes and the kernels take at most {MAX_PATCH}; use smaller patches"
+        limit = (
+            f"a patch has {len(weight)} genes and the kernels take at most {MAX_PATCH}; use smaller patches"
+        )
     compute = reference.denoise_loss
     if is_fused(implementation, h, limit=limit):
         compute = ops.DenoiseLossFunction.apply
@@ -164,7 +167,9 @@ def _check_target(
         )
     per_cell = {"signal": signal, "noise": noise}
     given = {"cell_weight": cell_weight, "eps": eps}
-    for name, value in (per_cell | {name: value for name, value in given.items() if value is not None}).items():
+    for name, value in (
+        per_cell | {name: value for name, value in given.items() if value is not None}
+    ).items():
         assert value is not None
         require_float(name, value)
         shape, meaning = (tuple(x0.shape), "[B, G]") if name == "eps" else ((cells,), "[B]")

@@ -99,7 +99,8 @@ def denoise_loss_backward(
     dshift = total @ matrix * factor
     dweight = ((outer * gain[:, None]).sum(0) + total.mT @ shift.to(wide)) * factor
     dbias = total.sum(0) * factor
-    return tuple(grad.to(h.dtype) for grad in (dh, dshift, dscale, dweight, dbias))  # type: ignore[return-value]
+    gradients = (dh, dshift, dscale, dweight, dbias)
+    return tuple(gradient.to(h.dtype) for gradient in gradients)  # type: ignore[return-value]
 
 
 def _wide(h: Tensor) -> torch.dtype:

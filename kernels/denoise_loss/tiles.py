@@ -30,10 +30,13 @@ class Schedule:
 _ROWS: Final = 64
 # Bytes an element -> most channels of a tile, warps.
 _WIDTHS: Final = {2: (64, 8), 4: (64, 8)}
-_BACKWARD: Final = {2: (64, 8), 4: (32, 4)}
+_BACKWARD: Final = {2: (64, 8), 4: (32, 8)}
+# Loads are asked for ahead by hand: the pipeliner would not take those of h.
+BACKWARD_STAGES: Final = 1
 _MIN_WIDTH: Final = 16
 
-MAX_PATCH: Final = 32
+# In float32 the backward of a patch of 32 genes does not fit the registers.
+MAX_PATCH: Final = 16
 
 # Enough programs for eight on each multiprocessor of the largest GPU of today. A constant, not a property of
 # the machine, so that sums over cells are cut alike, and round alike, on every machine.

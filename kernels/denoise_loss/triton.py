@@ -9,6 +9,8 @@ The naming system is described in `scdd.kernels._triton`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -24,8 +26,8 @@ def row_statistics(h, p_row, m_row, norm_eps, D: tl.constexpr, BM: tl.constexpr,
     """Mean in two parts and reciprocal deviation of rows, chunks merged as by Chan, Golub and LeVeque.
 
     The first part of the mean is that of the first chunk. What is left after it was subtracted is small where
-    the mean is large, and so is then the rounding error of the second part, which would swamp rows that barely
-    vary.
+    the mean is large, and so is then the rounding error of the second part, which would swamp rows that
+    barely vary.
     """
     o_d = tl.arange(0, BD)
     b_h = load_wide(h + p_row[:, None] + o_d[None, :], m_row[:, None] & (o_d < D)[None, :])
@@ -53,7 +55,7 @@ def denoise_loss_fwd_kernel(
     D: tl.constexpr, P: tl.constexpr, BM: tl.constexpr, BD: tl.constexpr, BK: tl.constexpr,
     PREDICTION: tl.constexpr,
 ):  # fmt: skip
-    """Sum of squared errors of a tile, `squares` [B, tiles], and what the backward needs of its rows."""
+    """Sum of squared errors of each row, `squares` [B, N], and what the backward needs of it."""
     i_b, i_n = tl.program_id(0).to(tl.int64), tl.program_id(1)
     # [BM], [BK]
     o_n = i_n * BM + tl.arange(0, BM)
@@ -72,7 +74,9 @@ def denoise_loss_fwd_kernel(
         b_gain = tl.where(m_d, 1.0 + load_wide(scale + i_b * D + o_d, m_d), 0.0)
         b_shift = load_wide(shift + i_b * D + o_d, m_d)
         # [BK, BD]
-        b_w = tl.load(weight + o_k[:, None] * D + o_d[None, :], mask=(o_k < P)[:, None] & m_d[None, :], other=0.0)
+        b_w = tl.load(
+            weight + o_k[:, None] * D + o_d[None, :], mask=(o_k < P)[:, None] & m_d[None, :], other=0.0
+        )
         b_of_gain += b_w.to(tl.float32) * b_gain[None, :]
         b_of_shift += b_w.to(tl.float32) * b_shift[None, :]
         # [BM, BD]
@@ -97,7 +101,7 @@ def denoise_loss_fwd_kernel(
             b_signal, b_noise = tl.load(signal + i_b).to(tl.float32), tl.load(noise + i_b).to(tl.float32)
             b_target = b_signal * b_target - b_noise * load_wide(x0 + i_b * G + o_g, m)
     b_error = tl.where(m, b_predicted - b_target, 0.0)
-    tl.store(squares + i_b * tl.num_programs(1) + i_n, tl.sum(tl.sum(b_error * b_error, 1), 0))
+    tl.store(squares + o_r, tl.sum(b_error * b_error, 1), mask=m_n)
     if cell_weight is not None:
         b_error *= tl.load(cell_weight + i_b).to(tl.float32)
 
@@ -137,10 +141,18 @@ def denoise_loss_bwd_kernel(
         b_gain = 1.0 + load_wide(scale + i_b * D + o_d, m_d)
         b_outer = tl.zeros([BD, BK], tl.float32)
         b_total = tl.zeros([BM, BK], tl.float32)
+        # [BM, BD]; the next tile is asked for before the last is worked on, as registers leave no room for a
+        # second program that would have the memory busy meanwhile
+        p_h = tl.arange(0, BM)[:, None] * D + o_d[None, :]
+        m = (tl.arange(0, BM) < N)[:, None] & m_d[None, :]
+        b_next = tl.load(h + first * D + p_h, mask=m, other=0.0)
         for i_n in range(0, N, BM):
             # [BM]
             o_n = i_n + tl.arange(0, BM)
             m_n = o_n < N
+            b_h = b_next
+            m = (o_n + BM < N)[:, None] & m_d[None, :]
+            b_next = tl.load(h + (first + i_n + BM) * D + p_h, mask=m, other=0.0)
             b_mean = load_wide(statistics + first + o_n, m_n)
             b_rstd = load_wide(statistics + (rows + first) + o_n, m_n)
             b_level = load_wide(statistics + (2 * rows + first) + o_n, m_n)
@@ -148,12 +160,10 @@ def denoise_loss_bwd_kernel(
             # [BM, BK], [BM, BD]
             p = o_n[:, None] * P + o_k[None, :]
             b_error = tl.load(residual + first * P + p, mask=m_n[:, None] & m_k[None, :], other=0.0)
-            p = o_n[:, None] * D + o_d[None, :]
-            m = m_n[:, None] & m_d[None, :]
-            b_normed = (load_wide(h + first * D + p, m) - b_mean[:, None]) * b_rstd[:, None]
+            b_normed = (b_h.to(tl.float32) - b_mean[:, None]) * b_rstd[:, None]
             b_dh = dot(b_error, b_w, tl.zeros([BM, BD], tl.float32)) * b_gain[None, :]
             b_dh = (b_dh - b_level[:, None] - b_normed * b_along[:, None]) * (b_rstd * factor)[:, None]
-            store_narrow(dh + first * D + p, b_dh, m)
+            store_narrow(dh + (first + i_n) * D + p_h, b_dh, m_n[:, None] & m_d[None, :])
             b_outer = dot(tl.trans(b_normed.to(b_w.dtype)), b_error, b_outer)
             b_total += b_error.to(tl.float32)
         # [BK], [BD, BK]
@@ -179,8 +189,8 @@ def denoise_loss_forward(
     cells, patches, width = h.shape
     tile = tiles.choose(width, h.element_size(), backward=False)
     grid = (cells, triton.cdiv(patches, tile.rows))
-    wide = {"dtype": torch.float32, "device": h.device}
-    squares = torch.empty(grid, **wide)
+    wide: dict[str, Any] = {"dtype": torch.float32, "device": h.device}
+    squares = torch.empty((cells, patches), **wide)
     residual = torch.empty((cells, patches, len(weight)), dtype=h.dtype, device=h.device)
     statistics = torch.empty((4, cells, patches), **wide)
     if x0.numel():
@@ -205,13 +215,14 @@ def denoise_loss_backward(
     plan = tiles.schedule(cells, width, tile)
     factor = 2 / max(1, cells * genes)
     dh, dshift, dscale = torch.empty_like(h), torch.empty_like(shift), torch.empty_like(scale)
-    wide = {"dtype": torch.float32, "device": h.device}
+    wide: dict[str, Any] = {"dtype": torch.float32, "device": h.device}
     dweight = torch.empty((plan.slices, *weight.shape), **wide)
     dbias = torch.empty((plan.slices, len(weight)), **wide)
     with on_device_of(h):
         denoise_loss_bwd_kernel[triton.cdiv(width, tile.width), plan.slices](
             dloss, h, shift, scale, weight, residual, statistics, dh, dshift, dscale, dweight, dbias,
-            cells, patches, plan.cells, factor, **_sizes(tile, weight), num_warps=tile.num_warps,
+            cells, patches, plan.cells, factor, **_sizes(tile, weight),
+            num_warps=tile.num_warps, num_stages=tiles.BACKWARD_STAGES,
         )  # fmt: skip
     scaled = dloss * factor
     totals = ((part.sum(0) * scaled).to(weight.dtype) for part in (dweight, dbias))

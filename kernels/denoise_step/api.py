@@ -53,7 +53,8 @@ def denoise_step(
     output
         What the network said of them, ``[B, G]``, of any floating-point dtype.
     coefficients
-        ``[6]``, or ``[B, 6]`` where each cell has its own time; on the device of `x`. A CUDA graph may change them.
+        ``[6]``, or ``[B, 6]`` where each cell has its own time; on the device of `x`. A CUDA graph may
+        change them.
     unconditional
         What the network said without the condition, like `output`. Then ``unconditional + guidance (output -
         unconditional)`` takes the place of `output`.
@@ -62,9 +63,9 @@ def denoise_step(
     previous
         The estimate `x0` of the step before, like `x`, for a multistep solver; nothing if not given.
     seed
-        Of the noise: an int, or a tensor of one int64 on the device of `x`. Each step needs another. No noise is
-        added if it is not given, whatever ``c[5]``. Element `j` of cell `b` is number ``j % 4`` of counter
-        ``b ceil(G / 4) + j // 4``.
+        Of the noise: an int, or a tensor of one int64 on the device of `x`. Each step needs another. No
+        noise is added if it is not given, whatever ``c[5]``. Element `j` of cell `b` is number ``j % 4`` of
+        counter ``b ceil(G / 4) + j // 4``.
     clamp
         Least and largest value of the estimate: ``(0, math.inf)`` keeps expression from being negative.
     implementation
@@ -82,8 +83,8 @@ def denoise_step(
     TypeError
         An argument is not a tensor, or its dtype is not supported.
     ValueError
-        A shape or device does not fit, `clamp` is empty, something wants a gradient, or `implementation` is unknown
-        or can not be had.
+        A shape or device does not fit, `clamp` is empty, something wants a gradient, or `implementation` is
+        unknown or can not be had.
 
     References
     ----------
@@ -158,8 +159,8 @@ def _denoise_step(
         return reference.denoise_step(*tensors, *settings)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         raise ValueError(
-            "a tensor wants a gradient and the operator gives none; call it under torch.no_grad(), or ask for "
-            "implementation='reference'"
+            "a tensor wants a gradient and the operator gives none; call it under torch.no_grad(), or ask "
+            "for implementation='reference'"
         )
     return ops.denoise_step(*(t if t is None else t.contiguous() for t in tensors), *settings)
 
@@ -182,6 +183,7 @@ def _check(
     require_float("coefficients", coefficients)
     if coefficients.shape not in ((6,), (shape[0], 6)):
         raise ValueError(
-            f"coefficients has shape {tuple(coefficients.shape)}; give it [6], or ({shape[0]}, 6) for one row a cell"
+            f"coefficients has shape {tuple(coefficients.shape)}; give it [6], or ({shape[0]}, 6) for one "
+            "row a cell"
         )
     require_device_of("coefficients", coefficients, "x", x)

@@ -19,7 +19,7 @@ _SCALARS: Final = {
 
 def builds() -> dict[str, Build]:
     """Every tile with all that it can be given, and the common samplers at a common size."""
-    found = {}
+    found: dict[str, Build] = {}
     for tile in tiles.every_tile():
         found |= _build(tile, "bf16", "all")
     common = tiles.choose(2000)

@@ -18,9 +18,14 @@ Variance = Literal["posterior", "beta"]
 
 
 def ddim_coefficients(
-    alpha_bar: float | Tensor, alpha_bar_next: float | Tensor, *, prediction: Prediction = "eps", eta: float = 0.0
+    alpha_bar: float | Tensor,
+    alpha_bar_next: float | Tensor,
+    *,
+    prediction: Prediction = "eps",
+    eta: float = 0.0,
 ) -> Tensor:
-    """``x' = a' x0 + sqrt(s'^2 - sigma^2) eps + sigma z``: the step of DDIM [1]_ from one time to a cleaner one.
+    """``x' = a' x0 + sqrt(s'^2 - sigma^2) eps + sigma z``: the step of DDIM [1]_ from one time to a cleaner
+    one.
 
     ``a = sqrt(alpha_bar)``, ``s = sqrt(1 - alpha_bar)`` and ``sigma = eta (s' / s) sqrt(1 - a^2 / a'^2)``.
 
@@ -59,10 +64,11 @@ def ddpm_coefficients(
     prediction: Prediction = "eps",
     variance: Variance = "posterior",
 ) -> Tensor:
-    """Mean and deviation of ``q(x' | x, x0)``: the ancestral step of DDPM [1]_, also over several times at once.
+    """Mean and deviation of ``q(x' | x, x0)``: the ancestral step of DDPM [1]_, also over several times at
+    once.
 
-    With ``alpha = alpha_bar / alpha_bar_next`` and ``beta = 1 - alpha`` the mean is ``(a' beta x0 + sqrt(alpha)
-    s'^2 x) / s^2``.
+    With ``alpha = alpha_bar / alpha_bar_next`` and ``beta = 1 - alpha`` the mean is
+    ``(a' beta x0 + sqrt(alpha) s'^2 x) / s^2``.
 
     Parameters
     ----------
@@ -102,9 +108,9 @@ def dpm_solver_coefficients(
 ) -> Tensor:
     """``x' = (s' / s) x - a' expm1(-h) D``: a step of DPM-Solver++(2M) [1]_, data prediction, no noise.
 
-    With ``lambda = log(a / s)``, ``h = lambda' - lambda`` and ``r = (lambda - lambda_last) / h`` the direction is
-    ``D = (1 + 1 / (2 r)) x0 - 1 / (2 r) previous``. The first step, where there is no `previous`, and the one to
-    clean cells, where h is infinite, are of first order: ``D = x0``.
+    With ``lambda = log(a / s)``, ``h = lambda' - lambda`` and ``r = (lambda - lambda_last) / h`` the
+    direction is ``D = (1 + 1 / (2 r)) x0 - 1 / (2 r) previous``. The first step, where there is no
+    `previous`, and the one to clean cells, where h is infinite, are of first order: ``D = x0``.
 
     Parameters
     ----------
@@ -120,7 +126,8 @@ def dpm_solver_coefficients(
 
     References
     ----------
-    .. [1] C. Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022.
+    .. [1] C. Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
+    2022.
     """
     now, after = _times(alpha_bar, alpha_bar_next)
     step = _log_ratio(after) - _log_ratio(now)
@@ -131,9 +138,7 @@ def dpm_solver_coefficients(
         beyond = torch.where(step.isfinite(), beyond, 0.0)
     towards = -after.sqrt() * torch.expm1(-step)
     along = ((1 - after) / (1 - now)).sqrt()
-    return _stack(
-        now, prediction, along, towards * (1 + beyond), -towards * beyond, torch.zeros_like(now)
-    )
+    return _stack(now, prediction, along, towards * (1 + beyond), -towards * beyond, torch.zeros_like(now))
 
 
 def _times(alpha_bar: float | Tensor, alpha_bar_next: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -53,9 +53,11 @@ def noise_patch_embed(
     x0
         Cells, ``[B, G]``, of any floating-point dtype.
     signal, noise
-        ``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)`` of the time of each cell, ``[B]``. They get no gradient.
+        ``sqrt(alpha_bar)`` and ``sqrt(1 - alpha_bar)`` of the time of each cell, ``[B]``. They get no
+        gradient.
     weight, bias
-        The embedding of a patch, ``[D, P]`` and ``[D]``; their dtype is that of the result. `P` of at most 32.
+        The embedding of a patch, ``[D, P]`` and ``[D]``; their dtype is that of the result. `P` of at most
+        32.
     position
         What is added to each token, ``[N, D]``.
     seed
@@ -71,16 +73,16 @@ def noise_patch_embed(
     Returns
     -------
     Tensor
-        ``[B, N, D]`` in the dtype of `weight`. Differentiable once in `weight`, `bias`, `position` and `x0`; the
-        gradients are deterministic, and that of `x0` costs another pass over the gradient of the tokens.
+        ``[B, N, D]`` in the dtype of `weight`. Differentiable once in `weight`, `bias`, `position` and `x0`;
+        the gradients are deterministic, and that of `x0` costs another pass over the gradient of the tokens.
 
     Raises
     ------
     TypeError
         An argument is not a tensor, or its dtype is not supported or differs from that of `weight`.
     ValueError
-        A shape or device does not fit, not exactly one of `seed` and `eps` is given, something wants a gradient
-        that gets none, or `implementation` is unknown or can not be had.
+        A shape or device does not fit, not exactly one of `seed` and `eps` is given, something wants a
+        gradient that gets none, or `implementation` is unknown or can not be had.
 
     References
     ----------
@@ -150,7 +152,9 @@ def patch_noise(
     .. [1] J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
     """
     if cells < 0 or genes < 0 or patch < 1:
-        raise ValueError(f"cells is {cells}, genes {genes} and patch {patch}; give sizes, and a patch of genes")
+        raise ValueError(
+            f"cells is {cells}, genes {genes} and patch {patch}; give sizes, and a patch of genes"
+        )
     return _philox.patch_noise(_philox.as_seed(seed, torch.device(device)), cells, genes, patch, dtype)
 
 
@@ -162,7 +166,9 @@ def _noise_patch_embed(
     seeded = None if seed is None else _philox.as_seed(seed, x0.device)
     limit = None
     if weight.shape[1] > MAX_PATCH:
-        limit = f"a patch has {weight.shape[1]} genes and the kernels take at most {MAX_PATCH}; use smaller patches"
+        limit = (
+            f"a patch has {weight.shape[1]} genes and the kernels take at most {MAX_PATCH}; cut smaller ones"
+        )
     if is_fused(implementation, weight, limit=limit):
         return ops.NoisePatchEmbed.apply(*tensors, seeded, eps)
     return reference.noise_patch_embed(*tensors, seeded, eps)

@@ -23,7 +23,7 @@ _SCALARS: Final = dict.fromkeys(("B", "G", "N", "steps"), "i32") | {
 
 def builds() -> dict[str, Build]:
     """All kernels at the sizes of the papers, both ways to come by the noise, and a large patch."""
-    found = {}
+    found: dict[str, Build] = {}
     for tile, size in tiles.every_tile():
         dtype = "bf16" if size == 2 else "fp32"
         label = f"{dtype}-{tile.tokens}x{tile.cells}"
@@ -36,7 +36,8 @@ def _group(tile: tiles.Tile, dtype: str, label: str, *, width: int, patch: int) 
     """The kernels for one size, the backward with the dearer sums."""
     rows = tile.tokens * tile.cells
     sizes = {
-        "D": width, "P": patch, "BT": tile.tokens, "BM": rows, "BK": tiles.patch_width(patch), "BD": tile.width
+        "D": width, "P": patch, "BT": tile.tokens, "BM": rows, "BK": tiles.patch_width(patch), "BD":
+        tile.width
     }  # fmt: skip
     position = {"POSITION": True, "dbias": None}
     return {

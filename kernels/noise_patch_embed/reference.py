@@ -66,9 +66,7 @@ def noise_patch_embed_backward(
     return dweight.to(weight.dtype), dbias, dposition.to(weight.dtype)
 
 
-def noise_patch_embed_input_gradient(
-    dtokens: Tensor, signal: Tensor, weight: Tensor, genes: int
-) -> Tensor:
+def noise_patch_embed_input_gradient(dtokens: Tensor, signal: Tensor, weight: Tensor, genes: int) -> Tensor:
     """`dx0`, float32 (float64 where the weight is)."""
     wide = _wide(weight)
     dpatches = dtokens.to(wide) @ weight.to(wide)

@@ -1,8 +1,8 @@
 """How much of the work one program takes, by the sizes and the bytes of an element.
 
 A tile has 64 rows, the least that the tensor cores of Hopper multiply at once: a few tokens of several cells.
-Few tokens, as their positions are then read once for all of the cells and no row lies idle where 8 divides the
-number of patches (200 and 256); but all 64 of them of one cell where there are few cells.
+Few tokens, as their positions are then read once for all of the cells and no row lies idle where 8 divides
+the number of patches (200 and 256); but all 64 of them of one cell where there are few cells.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program holds: `tokens` of each of `cells`, `width` of their channels, over `num_warps` warps."""
+    """What one program holds: `tokens` of each of `cells`, `width` channels, over `num_warps` warps."""
 
     tokens: int
     cells: int

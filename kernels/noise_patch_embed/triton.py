@@ -9,6 +9,8 @@ The naming system is described in `scdd.kernels._triton`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -72,7 +74,7 @@ def noise_patch_embed_bwd_kernel(
     D: tl.constexpr, P: tl.constexpr, BT: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr,
     POSITION: tl.constexpr,
 ):  # fmt: skip
-    """Sums over `steps` tiles of cells: `dweight` [programs, D, P], `dposition` [slices, N, D] or else `dbias`."""
+    """Sums over `steps` tiles of cells: `dweight`, and `dposition` [slices, N, D] or else `dbias`."""
     i_n, i_s = tl.program_id(1), tl.program_id(2).to(tl.int64)
     BC: tl.constexpr = BM // BT
     # [BM], [BD], [BK]
@@ -167,7 +169,7 @@ def noise_patch_embed_backward(
     tile = tiles.choose(cells, width, weight.element_size())
     plan = tiles.schedule(cells, patches, width, tile)
     grid = (triton.cdiv(width, tile.width), triton.cdiv(patches, tile.tokens), plan.slices)
-    wide = {"dtype": torch.float32, "device": weight.device}
+    wide: dict[str, Any] = {"dtype": torch.float32, "device": weight.device}
     dweight = torch.empty((grid[1] * grid[2], *weight.shape), **wide)
     dbias = None if with_position else torch.empty((grid[1] * grid[2], width), **wide)
     dposition = torch.empty((plan.slices, patches, width), **wide) if with_position else None
@@ -207,5 +209,6 @@ def _sizes(tile: tiles.Tile, weight: Tensor) -> dict[str, int]:
     width, patch = weight.shape
     rows = tile.tokens * tile.cells
     return {
-        "D": width, "P": patch, "BT": tile.tokens, "BM": rows, "BK": tiles.patch_width(patch), "BD": tile.width,
+        "D": width, "P": patch, "BT": tile.tokens, "BM": rows, "BK": tiles.patch_width(patch), "BD":
+        tile.width,
     }  # fmt: skip

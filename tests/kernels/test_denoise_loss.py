@@ -297,7 +297,7 @@ def test_a_patch_too_large_for_the_kernels(monkeypatch):
     monkeypatch.setattr(_dispatch, "TRITON_INSTALLED", True)
     monkeypatch.setattr(_dispatch, "INTERPRET", True)
     inputs = make_inputs(2, 130, tiles.MAX_PATCH + 1)
-    with pytest.raises(ValueError, match="a patch has 33 genes and the kernels take at most 32"):
+    with pytest.raises(ValueError, match="a patch has 17 genes and the kernels take at most 16"):
         denoise_loss(**inputs, implementation="triton")
     check(inputs, implementation="reference")
 
@@ -328,8 +328,8 @@ SHAPES = [
     (2, 40, 10, 96),
     (9, 23, 10, 16),
     (3, 645, 10, 40),
-    (1, 63, 17, 200),
-    (2, 100, 32, 33),
+    (1, 63, 15, 200),
+    (2, 100, 16, 33),
     (5, 15, 5, 130),
     (2, 1040, 8, 72),
 ]

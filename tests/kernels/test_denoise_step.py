@@ -215,7 +215,9 @@ def check(inputs, implementation="auto"):
 @DTYPE
 @pytest.mark.parametrize("each", [False, True])
 @pytest.mark.parametrize("implementation", ["auto", "reference"])
-@pytest.mark.parametrize("left_out", [(), ("previous",), ("unconditional", "guidance"), ("clamp", "previous")])
+@pytest.mark.parametrize(
+    "left_out", [(), ("previous",), ("unconditional", "guidance"), ("clamp", "previous")]
+)
 def test_matches_definition(device, left_out, implementation, each, dtype):
     inputs = make_inputs(dtype=dtype, device=device, each=each)
     check({n: v for n, v in inputs.items() if n not in left_out}, implementation)
@@ -311,8 +313,16 @@ def test_compiles_to_one_graph_of_any_size(device, each):
         ({"unconditional": torch.ones(5, 1)}, ValueError, r"unconditional has shape \(5, 1\)"),
         ({"previous": torch.ones(5, 23).half()}, TypeError, "previous has dtype torch.float16 and x has"),
         ({"previous": torch.ones(5, 23, device="meta")}, ValueError, "previous is on meta and x is on cpu"),
-        ({"coefficients": torch.ones(5)}, ValueError, r"coefficients has shape \(5,\); give it \[6\], or \(5, 6\)"),
-        ({"coefficients": torch.ones(6, device="meta")}, ValueError, "coefficients is on meta and x is on cpu"),
+        (
+            {"coefficients": torch.ones(5)},
+            ValueError,
+            r"coefficients has shape \(5,\); give it \[6\], or \(5, 6\)",
+        ),
+        (
+            {"coefficients": torch.ones(6, device="meta")},
+            ValueError,
+            "coefficients is on meta and x is on cpu",
+        ),
         ({"clamp": (1.0, 0.0)}, ValueError, r"clamp is \(1\.0, 0\.0\); give the least"),
         ({"clamp": (math.nan, 0.0)}, ValueError, "clamp is"),
         ({"seed": 0.5}, TypeError, "seed is a float"),
