@@ -176,6 +176,7 @@ def _check_target(
         require_shape(name, value, shape, meaning)
         require_device_of(name, value, "h", h)
     require_device_of("x0", x0, "h", h)
-    for name, value in {"x0": x0, "signal": signal, "noise": noise, "eps": eps}.items():
-        if value is not None and value.requires_grad and torch.is_grad_enabled():
+    fixed: dict[str, Tensor | None] = {"x0": x0, "signal": signal, "noise": noise, "eps": eps}
+    for name, wanted in fixed.items():
+        if wanted is not None and wanted.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} wants a gradient and gets none; pass {name}.detach()")

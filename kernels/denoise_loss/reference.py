@@ -50,7 +50,7 @@ def target(
         return x0.to(dtype)
     if eps is None:
         assert seed is not None
-        eps = _philox.patch_noise(seed, *x0.shape, patch, dtype)
+        eps = _philox.patch_noise(seed, x0.shape[0], x0.shape[1], patch, dtype)
     if prediction == "eps":
         return eps.to(dtype)
     return signal.to(dtype)[:, None] * eps.to(dtype) - noise.to(dtype)[:, None] * x0.to(dtype)

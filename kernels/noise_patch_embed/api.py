@@ -161,7 +161,7 @@ def patch_noise(
 def _noise_patch_embed(
     tensors: tuple[Tensor, ...], seed: int | Tensor | None, eps: Tensor | None, implementation: Implementation
 ) -> tuple[Tensor, Tensor]:
-    _check(*tensors, seed, eps)
+    _check(*tensors, seed=seed, eps=eps)
     x0, weight = tensors[0], tensors[3]
     seeded = None if seed is None else _philox.as_seed(seed, x0.device)
     limit = None
@@ -171,7 +171,7 @@ def _noise_patch_embed(
         )
     if is_fused(implementation, weight, limit=limit):
         return ops.NoisePatchEmbed.apply(*tensors, seeded, eps)
-    return reference.noise_patch_embed(*tensors, seeded, eps)
+    return reference.noise_patch_embed(*tensors, seed=seeded, eps=eps)
 
 
 def _check(

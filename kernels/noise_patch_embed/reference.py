@@ -24,7 +24,7 @@ def noise_patch_embed(
     wide = _wide(weight)
     if eps is None:
         assert seed is not None
-        eps = _philox.patch_noise(seed, *x0.shape, weight.shape[1], wide)
+        eps = _philox.patch_noise(seed, x0.shape[0], x0.shape[1], weight.shape[1], wide)
     noised = signal.to(wide)[:, None] * x0.to(wide) + noise.to(wide)[:, None] * eps.to(wide)
     noised = noised.to(weight.dtype)
     tokens = patches(noised, weight).to(wide) @ weight.to(wide).mT + bias.to(wide) + position.to(wide)
@@ -46,7 +46,7 @@ def noise_patch_embed_forward(
     wide = _wide(weight)
     if eps is None:
         assert seed is not None
-        eps = _philox.patch_noise(seed, *x0.shape, weight.shape[1], wide)
+        eps = _philox.patch_noise(seed, x0.shape[0], x0.shape[1], weight.shape[1], wide)
     noised = eps.to(wide) * noise.to(wide)[:, None]
     noised = noised.addcmul_(x0.to(wide), signal.to(wide)[:, None]).to(weight.dtype)
     tokens = F.linear(patches(noised, weight).to(wide), weight.to(wide))

@@ -18,8 +18,8 @@ LAYER = ("h", "shift", "scale", "weight", "bias")
 
 
 def make_inputs(
-    cells=3, genes=23, patch=4, width=24, *, prediction="eps", weighted=True, dtype=torch.float32, device="cpu",
-    offset=0.0, spread=1.0, given=True,
+    cells=3, genes=23, patch=4, width=24, *, prediction="eps", weighted=True, dtype=torch.float32,
+    device="cpu", offset=0.0, spread=1.0, given=True,
 ):  # fmt: skip
     """Inputs by name; `offset` and `spread` are those of h, `given` says whether the noise is."""
     generator = torch.Generator().manual_seed(cells * 1009 + genes * 31 + patch)

@@ -1,4 +1,4 @@
-"""`denoise_step` and its coefficients: textbook samplers, guidance, noise, registration, errors and kernel."""
+"""`denoise_step`, its coefficients: textbook samplers, guidance, noise, registration, errors, kernel."""
 
 from __future__ import annotations
 
