@@ -1,8 +1,7 @@
 """How many tokens one program holds, and how the tokens of a segment are dealt to programs.
 
-A program holds all heads of a token, as the softmax couples them: [BN, BH, BP], heads and channels padded to
-powers of two. The table keeps a thread at 32 numbers of a block, and lets one sweep of the threads cover whole
-tokens, so that sums over tokens need no exchange between threads.
+A program holds all heads of a token, as the softmax couples them: [BN, BH, BP], heads and channels padded
+to powers of two. The table keeps a thread at 32 numbers of a block.
 """
 
 from __future__ import annotations
