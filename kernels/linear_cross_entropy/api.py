@@ -112,7 +112,12 @@ def masked_linear_cross_entropy(
 
 
 def _check(
-    hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor | None, max_masked: int | None, reduction: str
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    max_masked: int | None,
+    reduction: str,
 ) -> None:
     """Refuse what no implementation can take."""
     require_float("hidden", hidden)

@@ -98,4 +98,3 @@ def softmax(
             BV=tile.width, BIASED=bias is not None, LSE_KNOWN=lse_known, WEIGHTED=dlosses is not None,
             GRADIENT=gradient, num_warps=tile.num_warps,
         )  # fmt: skip
-

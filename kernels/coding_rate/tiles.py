@@ -1,0 +1,57 @@
+"""How many tokens a program multiplies at a time, by the width of a head and the size of an element."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A program holds `tokens` x `channels` of one head and sums over `block` at a time, with `num_warps` warps."""
+
+    tokens: int
+    block: int
+    channels: int
+    num_warps: int
+
+
+# Padded channels -> (tokens, warps). The matrix of a head, channels x channels, stays in registers; from 64
+# on it is tall enough for the tensor cores of Hopper.
+_TABLE: Final = MappingProxyType({16: (64, 4), 32: (64, 4), 64: (64, 4), 128: (32, 8)})
+
+# For a tuner, beside the table.
+CANDIDATES: Final = MappingProxyType({64: ((64, 4), (128, 4), (32, 4)), 128: ((32, 8), (64, 8))})
+
+# The products in three parts of tf32 keep both their blocks twice in shared memory.
+_BLOCK: Final = 32
+
+MIN_CHANNELS: Final = 16
+MAX_CHANNELS: Final = 128
+
+# Enough programs for two on each multiprocessor of the largest GPU of today.
+_PROGRAMS: Final = 264
+
+
+def choose(channels: int) -> Tile:
+    """Return the tile for heads of `channels` channels."""
+    padded = max(MIN_CHANNELS, 1 << (channels - 1).bit_length())
+    tokens, num_warps = _TABLE[padded]
+    return Tile(tokens, min(padded, _BLOCK), padded, num_warps)
+
+
+def every_tile() -> list[Tile]:
+    """All that `choose` can return."""
+    return [choose(channels) for channels in _TABLE]
+
+
+def slices(matrices: int, segments: int, tokens: int, tile: Tile) -> int:
+    """Into how many programs the tokens of each of `matrices` heads are cut for the gradient.
+
+    `tokens` are those of all `segments`: lengths are on the device, and would have to be fetched.
+    """
+    if not matrices:
+        return 1
+    tiles = -(-tokens // (segments * tile.tokens))
+    return max(1, min(tiles, -(-_PROGRAMS // matrices)))
