@@ -74,12 +74,12 @@ def subspace_coding_rate(
     """``R^c(Z | U) = 1/2 sum_h logdet(I + P / (N eps^2) W_h^T W_h)`` for projections ``W_h = Z U_h``.
 
     The length in nats of a code for `N` tokens to within `eps`, were each drawn from one of `H` subspaces of
-    `P` dimensions; the term that CRATE's attention makes small [1]_. The determinants are taken
-    on the smaller side, N x N as in the paper or P x P, which by Sylvester's identity are equal. All arithmetic
-    is in float32 (float64 for float64 input).
+    `P` dimensions; the term that CRATE's attention makes small [1]_. The determinants are taken on the smaller
+    side, N x N as in the paper or P x P, which by Sylvester's identity are equal. All arithmetic is in float32
+    (float64 for float64 input).
 
-    CRATE's own code for its figures writes ``P / (N * 0.01)`` where the paper has ``P / (N eps^2)``, and scales
-    each token to length one within its head. To repeat it, pass ``eps=0.1, normalise=True``.
+    CRATE's own code for its figures writes ``P / (N * 0.01)`` where the paper has ``P / (N eps^2)``, and
+    scales each token to length one within its head. To repeat it, pass ``eps=0.1, normalise=True``.
 
     Parameters
     ----------
@@ -105,17 +105,17 @@ def subspace_coding_rate(
     Returns
     -------
     Tensor
-        ``[B]`` or ``[S]``; with ``reduction="none"`` ``[B, H]`` or ``[S, H]``, in float32 (float64 for float64
-        input). Differentiable once in `w`; the gradient is deterministic. NaN where the factorisation fails,
-        zero where a segment is empty.
+        ``[B]`` or ``[S]``; with ``reduction="none"`` ``[B, H]`` or ``[S, H]``, in float32 (float64 for
+        float64 input). Differentiable once in `w`; the gradient is deterministic. NaN where the factorisation
+        fails, zero where a segment is empty.
 
     Raises
     ------
     TypeError
         An argument is not a tensor, or its dtype is not supported.
     ValueError
-        A shape or device does not fit, `eps` is not positive, or `reduction` or `implementation` is unknown or
-        can not be had.
+        A shape or device does not fit, `eps` is not positive, or `reduction` or `implementation` is unknown
+        or can not be had.
 
     References
     ----------

@@ -6,7 +6,7 @@ is absent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from torch.autograd.function import once_differentiable
 
 from .. import _dispatch
 from . import reference
-
-if TYPE_CHECKING:
-    from torch.autograd.function import FunctionCtx
 
 
 def _launch_forward(*args: Any) -> tuple[Tensor, Tensor]:
@@ -69,15 +66,13 @@ class SubspaceCodingRate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, w: Tensor, cu_seqlens: Tensor | None, eps: float, normalise: bool
-    ) -> Tensor:
+    def forward(ctx: Any, w: Tensor, cu_seqlens: Tensor | None, eps: float, normalise: bool) -> Tensor:
         """Run the operator and keep what its gradient needs."""
         w = w.contiguous()
         cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
         rate, factor = _forward(w, cu_seqlens, eps, normalise)
         ctx.save_for_backward(w, cu_seqlens, factor)
-        ctx.settings = eps, normalise  # type: ignore[attr-defined]
+        ctx.settings = eps, normalise
         return rate
 
     @staticmethod

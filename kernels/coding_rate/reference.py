@@ -1,14 +1,15 @@
 """What the operators compute, in plain PyTorch.
 
-`coding_rate` and `subspace_coding_rate` are the definitions, written for reading. The `forward` and `backward`
-pair is the same mathematics of the second with its gradient written out; it is what a CPU runs.
+`coding_rate` and `subspace_coding_rate` are the definitions, written for reading. The second is the `forward`
+of what a CPU runs, whose `backward` is its gradient written out.
 
-Shapes, in all of them: `z` is [B, N, d]; `w` is [B, N, H, P] or packed [T, H, P]; `rate` is [S, H] and `factor`
-[S, H, P, P], where S is B for tokens that are not packed.
+Shapes, in all of them: `z` is [B, N, d]; `w` is [B, N, H, P] or packed [T, H, P]; `rate` is [S, H] and
+`factor` [S, H, P, P], where S is B for tokens that are not packed.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,7 +69,7 @@ def backward(
 
 
 def half_log_determinant(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Half the log-determinant of positive definite matrices [..., P, P], NaN where they are not; and factors."""
+    """Half the log-determinant of matrices [..., P, P], NaN where they are not positive; and their factors."""
     # unlike `cholesky` this does not ask the device whether it went well
     factor, info = torch.linalg.cholesky_ex(matrix)
     half = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
@@ -88,7 +89,7 @@ def _batches(w: Tensor, cu_seqlens: Tensor | None) -> Iterator[Tensor]:
         yield w
         return
     bounds = cu_seqlens.tolist()
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         yield w[start:end].unsqueeze(0)
 
 

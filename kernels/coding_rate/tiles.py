@@ -9,7 +9,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A program holds `tokens` x `channels` of one head and sums over `block` at a time, with `num_warps` warps."""
+    """A program of `num_warps` warps holds `tokens` x `channels` of a head, and sums over `block` at a time."""
 
     tokens: int
     block: int

@@ -1,12 +1,12 @@
 """The kernels, and the functions that launch them.
 
-Between them lies the batched factorisation of PyTorch. The first kernel reads the tokens of a segment and head
-once, scales each to length one where asked, and leaves the matrix to be factorised; the second multiplies the
-tokens by its inverse, through the scaling.
+Between them lies the batched factorisation of PyTorch. The first kernel reads the tokens of a segment and
+head once, scales each to length one where asked, and leaves the matrix to be factorised; the second multiplies
+the tokens by its inverse, through the scaling.
 
 A matrix is P x P, the Gram matrix of the channels. Where a segment has fewer tokens than that, its other
-eigenvalues would be ones beside very large numbers, and the rounding of those would swamp them: there it holds
-the Gram matrix of the tokens in its corner, and ones beyond, with the same determinant.
+eigenvalues would be ones beside very large numbers, and the rounding of those would swamp them: there it
+holds the Gram matrix of the tokens in its corner, and ones beyond, with the same determinant.
 
 The naming system is described in `scdd.kernels._triton`.
 """
@@ -98,7 +98,7 @@ def subspace_gram_kernel(
     P: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BP: tl.constexpr,
     PACKED: tl.constexpr, NORMALISE: tl.constexpr,
 ):  # fmt: skip
-    """``I + weight / N * gram`` of one head of a segment: of its channels, or of its tokens if they are fewer."""
+    """``I + weight / N * gram`` of one head: of its channels, or of its tokens if they are fewer."""
     i_m = tl.program_id(0).to(tl.int64)
     i_s, i_h = i_m // H, i_m % H
     start, length = _segment(cu_seqlens, i_s, N, PACKED)
@@ -188,8 +188,8 @@ def backward(
         with on_device_of(w):
             subspace_gram_bwd_kernel[segments * heads, slices](
                 drate, w, cu_seqlens, inverse, dw, tokens, heads, slices, channels / eps**2, P=channels,
-                BN=tile.tokens, BK=tile.block, BP=tile.channels, PACKED=cu_seqlens is not None, NORMALISE=normalise,
-                num_warps=tile.num_warps,
+                BN=tile.tokens, BK=tile.block, BP=tile.channels, PACKED=cu_seqlens is not None,
+                NORMALISE=normalise, num_warps=tile.num_warps,
             )  # fmt: skip
     return dw
 

@@ -42,8 +42,8 @@ def masked_linear_cross_entropy(
     A token `t` is masked, and so predicted, where ``target[t] != ignore_index``; the others are not computed.
     The logits exist for one chunk of tokens at a time (256 MiB), in the dtype of `hidden` as those of
     `torch.nn.functional.linear`; their softmax is taken in float32. When a mean or a sum is to be
-    differentiated, its gradients are computed chunk by chunk while the logits are there, as in Liger [1]_, and
-    only scaled later. With ``reduction="none"`` the logits are computed a second time in the backward.
+    differentiated, its gradients are computed chunk by chunk while the logits are there, as in Liger [1]_,
+    and only scaled later. With ``reduction="none"`` the logits are computed a second time in the backward.
 
     Parameters
     ----------
@@ -76,16 +76,16 @@ def masked_linear_cross_entropy(
     Returns
     -------
     Tensor
-        The loss in float32 (float64 for float64 input): a scalar, or ``[T]``. Differentiable once in `hidden`,
-        `weight` and `bias`; the gradients are deterministic.
+        The loss in float32 (float64 for float64 input): a scalar, or ``[T]``. Differentiable once in
+        `hidden`, `weight` and `bias`; the gradients are deterministic.
 
     Raises
     ------
     TypeError
         An argument is not a tensor, or its dtype is not supported or differs from that of `hidden`.
     ValueError
-        A shape or device does not fit, `max_masked` is negative, or `reduction` or `implementation` is unknown
-        or can not be had.
+        A shape or device does not fit, `max_masked` is negative, or `reduction` or `implementation` is
+        unknown or can not be had.
 
     References
     ----------

@@ -19,8 +19,6 @@ from . import chunks, reference
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch.autograd.function import FunctionCtx
-
 
 def _kernel(*args: Any, **kwargs: Any) -> None:
     from .triton import softmax
@@ -181,14 +179,14 @@ class LinearCrossEntropies(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor,
         ignore_index: int, rows: int,
     ) -> Tensor:  # fmt: skip
         """Run the operator and keep what its gradient needs."""
         inputs = _contiguous(hidden, weight, bias, target)
         each, lse, index = _losses(*inputs, ignore_index, rows)
         ctx.save_for_backward(*inputs, lse, index)
-        ctx.ignore_index = ignore_index  # type: ignore[attr-defined]
+        ctx.ignore_index = ignore_index
         return each
 
     @staticmethod

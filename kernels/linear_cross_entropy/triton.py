@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def _logits(row, bias, i_v, V, stride, BV: tl.constexpr, BIASED: tl.constexpr):
     """Logits `i_v` and following of a row, [BV], minus infinity past its end; with their offsets and mask.
 
-    Rows are padded to `stride`, which is a multiple of 16 as the vocabulary need not be. A mask that ends there
-    leaves the loads wide.
+    Rows are padded to `stride`, which is a multiple of 16 as the vocabulary need not be. A mask that ends
+    there leaves the loads wide.
     """
     o_v = i_v + tl.arange(0, BV)
     m_v = o_v < stride

@@ -6,7 +6,7 @@ is absent.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from torch.autograd.function import once_differentiable
 
 from .. import _dispatch
 from . import reference
-
-if TYPE_CHECKING:
-    from torch.autograd.function import FunctionCtx
 
 
 def _launch_forward(*args: Any) -> tuple[Tensor, ...]:
@@ -66,7 +63,7 @@ class TokenStatisticsAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, w: Tensor, temperature: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    def forward(ctx: Any, w: Tensor, temperature: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         """Run the operator and keep what its gradient needs."""
         w, temperature = w.contiguous(), temperature.contiguous()
         cu_seqlens = None if cu_seqlens is None else cu_seqlens.contiguous()
