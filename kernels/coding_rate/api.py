@@ -74,8 +74,8 @@ def subspace_coding_rate(
     """``R^c(Z | U) = 1/2 sum_h logdet(I + P / (N eps^2) W_h^T W_h)`` for projections ``W_h = Z U_h``.
 
     The length in nats of a code for `N` tokens to within `eps`, were each drawn from one of `H` subspaces of
-    `P` dimensions; the term that CRATE's attention makes small [1]_. The determinants are taken on the smaller
-    side, N x N as in the paper or P x P, which by Sylvester's identity are equal. All arithmetic is in float32
+    `P` dimensions; the term that CRATE's attention makes small [1]_. The determinants are taken on the
+    smaller side, N x N as in the paper or P x P, equal by Sylvester's identity. All arithmetic is in float32
     (float64 for float64 input).
 
     CRATE's own code for its figures writes ``P / (N * 0.01)`` where the paper has ``P / (N eps^2)``, and

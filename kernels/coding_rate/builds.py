@@ -8,7 +8,7 @@ from ..aot.build import Build, pointer_types
 from . import tiles
 from .triton import subspace_gram_bwd_kernel, subspace_gram_kernel
 
-_MAX_REGISTERS: Final = 240
+_MAX_REGISTERS: Final = 255
 
 _KNOWN: Final = {
     "drate": "*fp32:16", "cu_seqlens": "*i32:16", "matrix": "*fp32:16", "inverse": "*fp32:16",
@@ -29,7 +29,10 @@ def builds() -> dict[str, Build]:
 
 def _build(kernel: Any, channels: int, dtype: str) -> Build:
     tile = tiles.choose(channels)
-    constants = {"P": channels, "BN": tile.tokens, "BK": tile.block, "BP": tile.channels}
+    backward = kernel is subspace_gram_bwd_kernel
+    constants = {"P": channels, "BK": tile.block, "BP": tile.channels} | (
+        {"BN": tile.tokens} if backward else {}
+    )
     return Build(
         kernel=kernel,
         types=pointer_types(kernel, dtype, _KNOWN),

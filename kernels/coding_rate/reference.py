@@ -69,7 +69,7 @@ def backward(
 
 
 def half_log_determinant(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Half the log-determinant of matrices [..., P, P], NaN where they are not positive; and their factors."""
+    """Half the log-determinant of matrices [..., P, P], NaN where they are not positive; their factors."""
     # unlike `cholesky` this does not ask the device whether it went well
     factor, info = torch.linalg.cholesky_ex(matrix)
     half = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)

@@ -9,7 +9,10 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A program of `num_warps` warps holds `tokens` x `channels` of a head, and sums over `block` at a time."""
+    """A program of `num_warps` warps holds heads of `channels`, and of tokens or channels `block` at a time.
+
+    The gradient of `tokens` is written at a time.
+    """
 
     tokens: int
     block: int
@@ -17,15 +20,15 @@ class Tile:
     num_warps: int
 
 
-# Padded channels -> (tokens, warps). The matrix of a head, channels x channels, stays in registers; from 64
+# Padded channels -> (block, warps). The matrix of a head, channels x channels, stays in registers; from 64
 # on it is tall enough for the tensor cores of Hopper.
-_TABLE: Final = MappingProxyType({16: (64, 4), 32: (64, 4), 64: (64, 4), 128: (32, 8)})
+_TABLE: Final = MappingProxyType({16: (16, 4), 32: (16, 4), 64: (16, 4), 128: (16, 8)})
 
 # For a tuner, beside the table.
-CANDIDATES: Final = MappingProxyType({64: ((64, 4), (128, 4), (32, 4)), 128: ((32, 8), (64, 8))})
+CANDIDATES: Final = MappingProxyType({64: ((16, 4), (32, 4)), 128: ((16, 8), (32, 8))})
 
-# The products in three parts of tf32 keep both their blocks twice in shared memory.
-_BLOCK: Final = 32
+# The least that the tensor cores of Hopper take of rows.
+_TOKENS: Final = 64
 
 MIN_CHANNELS: Final = 16
 MAX_CHANNELS: Final = 128
@@ -37,8 +40,8 @@ _PROGRAMS: Final = 264
 def choose(channels: int) -> Tile:
     """Return the tile for heads of `channels` channels."""
     padded = max(MIN_CHANNELS, 1 << (channels - 1).bit_length())
-    tokens, num_warps = _TABLE[padded]
-    return Tile(tokens, min(padded, _BLOCK), padded, num_warps)
+    block, num_warps = _TABLE[padded]
+    return Tile(_TOKENS, min(padded, block), padded, num_warps)
 
 
 def every_tile() -> list[Tile]:

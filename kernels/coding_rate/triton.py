@@ -1,8 +1,8 @@
 """The kernels, and the functions that launch them.
 
 Between them lies the batched factorisation of PyTorch. The first kernel reads the tokens of a segment and
-head once, scales each to length one where asked, and leaves the matrix to be factorised; the second multiplies
-the tokens by its inverse, through the scaling.
+head once, scales each to length one where asked, and leaves the matrix to be factorised; the second takes
+the tokens times its inverse, through the scaling.
 
 A matrix is P x P, the Gram matrix of the channels. Where a segment has fewer tokens than that, its other
 eigenvalues would be ones beside very large numbers, and the rounding of those would swamp them: there it
@@ -77,13 +77,13 @@ def _gram_of_tokens(
 @triton.jit
 def _gram_of_channels(
     w, start, length, i_h, H,
-    P: tl.constexpr, BN: tl.constexpr, BP: tl.constexpr, NORMALISE: tl.constexpr,
+    P: tl.constexpr, BK: tl.constexpr, BP: tl.constexpr, NORMALISE: tl.constexpr,
 ):  # fmt: skip
     """Products of the channels, [BP, BP]."""
     b_gram = tl.zeros([BP, BP], tl.float32)
-    for i_n in range(0, length, BN):
-        # [BN, BP]
-        b_w, _, _ = _tokens(w, start, i_n, length, i_h, H, 0, P, BN, BP)
+    for i_n in range(0, length, BK):
+        # [BK, BP]
+        b_w, _, _ = _tokens(w, start, i_n, length, i_h, H, 0, P, BK, BP)
         if NORMALISE:
             # in float32, so that their length is one and not the next number of 16 bits
             b_w = b_w.to(tl.float32)
@@ -95,8 +95,7 @@ def _gram_of_channels(
 @triton.jit
 def subspace_gram_kernel(
     w, cu_seqlens, matrix, N, H, weight,
-    P: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BP: tl.constexpr,
-    PACKED: tl.constexpr, NORMALISE: tl.constexpr,
+    P: tl.constexpr, BK: tl.constexpr, BP: tl.constexpr, PACKED: tl.constexpr, NORMALISE: tl.constexpr,
 ):  # fmt: skip
     """``I + weight / N * gram`` of one head: of its channels, or of its tokens if they are fewer."""
     i_m = tl.program_id(0).to(tl.int64)
@@ -106,7 +105,7 @@ def subspace_gram_kernel(
     if length < P:
         b_gram = _gram_of_tokens(w, start, length, i_h, H, P, BK, BP, NORMALISE)
     else:
-        b_gram = _gram_of_channels(w, start, length, i_h, H, P, BN, BP, NORMALISE)
+        b_gram = _gram_of_channels(w, start, length, i_h, H, P, BK, BP, NORMALISE)
     b_gram *= weight / tl.maximum(length, 1).to(tl.float32)
     # [BP]
     o_p = tl.arange(0, BP)
@@ -167,7 +166,7 @@ def forward(w: Tensor, cu_seqlens: Tensor | None, eps: float, normalise: bool) -
     if segments:
         with on_device_of(w):
             subspace_gram_kernel[(segments * heads,)](
-                w, cu_seqlens, matrix, tokens, heads, channels / eps**2, P=channels, BN=tile.tokens,
+                w, cu_seqlens, matrix, tokens, heads, channels / eps**2, P=channels,
                 BK=tile.block, BP=tile.channels, PACKED=cu_seqlens is not None, NORMALISE=normalise,
                 num_warps=tile.num_warps,
             )  # fmt: skip

@@ -169,8 +169,9 @@ def token_statistics_bwd_kernel(
         b_dgain = tl.zeros([BH, BP], tl.float32)
         for i_n in range(first, last, BN):
             b_w, p, m, _ = _tokens(w, start, i_n, last, p_c, m_c, D, BN)
+            b_dout = load_wide(dout + p, m)
             _, b_membership = _memberships(b_w, b_weight, b_tau, m_h)
-            b_dgain += tl.sum(load_wide(dout + p, m) * b_w * b_membership[:, :, None], 0)
+            b_dgain += tl.sum(b_dout * b_w * b_membership[:, :, None], 0)
     if PASS == 1:
         _store_part(part_dmoment, b_dgain, slices, p_c, m_c, D)
     else:
