@@ -33,9 +33,12 @@ if TYPE_CHECKING:
 # what a kernel may read of the process it was defined in
 INTERPRETED = tl.constexpr(INTERPRET)
 
+# Triton 3.6 takes no bare string as the default of an argument
+_ACCURATE = tl.constexpr("tf32x3")
+
 
 @triton.jit
-def dot(a, b, acc, precision: tl.constexpr = "tf32x3"):
+def dot(a, b, acc, precision: tl.constexpr = _ACCURATE):
     """``acc + a @ b`` in float32.
 
     On a GPU 16-bit blocks go to the tensor cores as they are; float32 blocks as three products of tf32, which
