@@ -40,7 +40,7 @@ def _build(kernel: Any, channels: int, dtype: str) -> Build:
         num_warps=tile.num_warps,
         max_registers=_MAX_REGISTERS,
         # where the segment begins and ends, and the gradient of its rate
-        narrow_loads=12,
+        narrow_loads=16,
         # the matrix of a narrow head has too few rows for the instruction of Hopper
         tensor_cores=tile.channels >= 64,
     )

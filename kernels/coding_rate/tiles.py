@@ -9,26 +9,28 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A program of `num_warps` warps holds heads of `channels`, and of tokens or channels `block` at a time.
+    """A program of `num_warps` warps holds a matrix of `channels`, to which it adds `block` tokens at a time.
 
-    The gradient of `tokens` is written at a time.
+    That of the gradient holds `tokens` and sums over `gradient_block` at a time.
     """
 
-    tokens: int
     block: int
+    tokens: int
+    gradient_block: int
     channels: int
     num_warps: int
 
 
 # Padded channels -> (block, warps). The matrix of a head, channels x channels, stays in registers; from 64
 # on it is tall enough for the tensor cores of Hopper.
-_TABLE: Final = MappingProxyType({16: (16, 4), 32: (16, 4), 64: (16, 4), 128: (16, 8)})
+_TABLE: Final = MappingProxyType({16: (16, 4), 32: (32, 4), 64: (16, 4), 128: (16, 8)})
 
 # For a tuner, beside the table.
 CANDIDATES: Final = MappingProxyType({64: ((16, 4), (32, 4)), 128: ((16, 8), (32, 8))})
 
 # The least that the tensor cores of Hopper take of rows.
 _TOKENS: Final = 64
+_GRADIENT_BLOCK: Final = 32
 
 MIN_CHANNELS: Final = 16
 MAX_CHANNELS: Final = 128
@@ -41,7 +43,7 @@ def choose(channels: int) -> Tile:
     """Return the tile for heads of `channels` channels."""
     padded = max(MIN_CHANNELS, 1 << (channels - 1).bit_length())
     block, num_warps = _TABLE[padded]
-    return Tile(_TOKENS, min(padded, block), padded, num_warps)
+    return Tile(block, _TOKENS, min(padded, _GRADIENT_BLOCK), padded, num_warps)
 
 
 def every_tile() -> list[Tile]:

@@ -143,6 +143,8 @@ def _chunks(problem: Problem, index: Tensor) -> Iterator[_Chunk]:
     size = tiles.chunk_rows(rows, vocabulary, hidden.element_size(), on_gpu=hidden.is_cuda)
     width = -(-vocabulary // _ALIGNED_ROW) * _ALIGNED_ROW
     buffer = hidden.new_empty((size, width))
+    # a BLAS may read past the end of a row, times zero: oneDNN does where the vocabulary is odd
+    buffer[:, vocabulary:].zero_()
     for first in range(0, rows, size):
         where = slice(first, min(first + size, rows))
         place = index[where]

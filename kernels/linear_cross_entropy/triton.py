@@ -77,7 +77,8 @@ def linear_cross_entropy_kernel(
             b_d = tl.exp2((b_x - b_lse) * 1.4426950408889634) - tl.where(o_v == i_target, 1.0, 0.0)
             if WEIGHTED:
                 b_d *= tl.load(dlosses + i_r)
-            store_narrow(row + o_v, b_d, m_v)
+            # zero past the end, also where a weight is not finite
+            store_narrow(row + o_v, tl.where(o_v < V, b_d, 0.0), m_v)
         for i_v in range(end, V, BV):
             o_v = i_v + tl.arange(0, BV)
             store_narrow(row + o_v, tl.zeros([BV], tl.float32), o_v < stride)
