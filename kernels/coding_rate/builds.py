@@ -30,9 +30,8 @@ def builds() -> dict[str, Build]:
 def _build(kernel: Any, channels: int, dtype: str) -> Build:
     tile = tiles.choose(channels)
     backward = kernel is subspace_gram_bwd_kernel
-    constants = {"P": channels, "BK": tile.block, "BP": tile.channels} | (
-        {"BN": tile.tokens} if backward else {}
-    )
+    constants = {"P": channels, "BP": tile.channels, "BK": tile.gradient_block if backward else tile.block}
+    constants |= {"BN": tile.tokens} if backward else {}
     return Build(
         kernel=kernel,
         types=pointer_types(kernel, dtype, _KNOWN),

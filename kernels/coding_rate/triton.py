@@ -187,7 +187,7 @@ def backward(
         with on_device_of(w):
             subspace_gram_bwd_kernel[segments * heads, slices](
                 drate, w, cu_seqlens, inverse, dw, tokens, heads, slices, channels / eps**2, P=channels,
-                BN=tile.tokens, BK=tile.block, BP=tile.channels, PACKED=cu_seqlens is not None,
+                BN=tile.tokens, BK=tile.gradient_block, BP=tile.channels, PACKED=cu_seqlens is not None,
                 NORMALISE=normalise, num_warps=tile.num_warps,
             )  # fmt: skip
     return dw

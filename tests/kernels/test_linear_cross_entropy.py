@@ -49,13 +49,31 @@ def check(inputs, implementation):
     ours = with_gradients(operator(implementation), inputs)
     counts = {"dweight": len(inputs["target"]), "dbias": len(inputs["target"]), "out0": len(inputs["weight"])}
     summed = counts | {"dhidden": len(inputs["weight"])}
-    assert_as_accurate_as_pytorch(ours, with_gradients(naive, inputs), exact, summed=summed)
+    theirs = with_gradients(naive, inputs)
+    if not ours["out0"].ndim:
+        # the error of one number may be small by luck: allow the rounding of the logits beside
+        loss, rounding = exact.pop("out0"), torch.finfo(inputs["hidden"].dtype).eps
+        allowed = 2 * (theirs.pop("out0").cpu() - loss).abs() + rounding * loss.abs()
+        assert (ours.pop("out0").cpu() - loss).abs() <= allowed
+    assert_as_accurate_as_pytorch(ours, theirs, exact, summed=summed)
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Make several chunks of few tokens, the last of them short."""
     monkeypatch.setattr(tiles, "chunk_rows", lambda rows, *_, **__: min(rows, 7))
+
+
+@pytest.fixture
+def poisoned_logits(monkeypatch):
+    """Fill what is allocated for logits with NaN."""
+
+    def new_empty(self, *args, **kwargs):
+        out = allocate(self, *args, **kwargs)
+        return out.fill_(torch.nan) if out.is_floating_point() else out
+
+    allocate = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
 
 
 # ------------------------------------------------------------------------------ definition, any device
@@ -73,6 +91,13 @@ def test_matches_definition(device, implementation, bias, reduction, dtype):
 @DTYPE
 def test_in_several_chunks(device, small_chunks, reduction, dtype):
     check(make_inputs(dtype=dtype, device=device) | {"reduction": reduction, "max_masked": 30}, "auto")
+
+
+@DTYPE
+@REDUCTION
+def test_logits_end_in_zeros(device, poisoned_logits, reduction, dtype):
+    """The product of oneDNN reads past rows of odd length: what was in memory there became NaN at times."""
+    check(make_inputs(100, dtype=dtype, device=device) | {"reduction": reduction}, "auto")
 
 
 @REDUCTION
@@ -223,7 +248,7 @@ def test_registration(device):
             torch.library.opcheck(ops._backward, (losses, *arguments, lse, index, -100, *wanted))
 
 
-@DTYPE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @REDUCTION
 def test_compiles_to_one_graph_of_any_size(device, reduction, dtype):
     torch.compiler.reset()
@@ -286,14 +311,8 @@ def test_chunks_are_few_and_fit(rows, vocabulary, on_gpu):
 
 
 @pytest.fixture
-def poisoned(kernel_device, monkeypatch):
-    """Give the device of the kernel, where the logits start as NaN, and so the end of each row."""
-
-    def new_empty(self, *args, **kwargs):
-        return allocate(self, *args, **kwargs).fill_(torch.nan)
-
-    allocate = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+def poisoned(kernel_device, poisoned_logits):
+    """Give the device of the kernel, where the logits start as NaN."""
     return kernel_device
 
 
