@@ -132,12 +132,16 @@ def _statistics(problem: Problem, index: Tensor) -> Tensor:
     return torch.zeros(index.shape[0], dtype=dtype, device=index.device)
 
 
+def rows_to_compute(index: Tensor, tokens: int) -> int:
+    """Those of the masked tokens where their number is at hand, else all that were gathered."""
+    return index.shape[0] if index.is_cuda else int((index < tokens).sum())
+
+
 def _chunks(problem: Problem, index: Tensor) -> Iterator[_Chunk]:
     """Tokens of each chunk with their targets and logits; the logits of the last chunk are written over."""
     hidden, weight, _, target, ignore_index, _ = problem
     tokens, vocabulary = hidden.shape[0], weight.shape[0]
-    # where the number of masked tokens is at hand, no more are computed
-    rows = index.shape[0] if hidden.is_cuda else int((index < tokens).sum())
+    rows = rows_to_compute(index, tokens)
     if not rows:
         return
     size = tiles.chunk_rows(rows, vocabulary, hidden.element_size(), on_gpu=hidden.is_cuda)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from scdd.kernels import _dispatch
@@ -37,13 +39,13 @@ def half_log_determinant(x, weight):
 def naive(w, eps, normalise=False, cu_seqlens=None, reduction="none"):
     """Every segment and head by itself, in float64."""
     ends = None if cu_seqlens is None else cu_seqlens.tolist()
-    parts = list(w) if ends is None else [w[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    parts = list(w) if ends is None else [w[a:b] for a, b in pairwise(ends)]
     rates = []
     for part in parts:
         for x in part.unbind(1):
-            x = torch.nn.functional.normalize(x, dim=-1) if normalise else x
+            unit = torch.nn.functional.normalize(x, dim=-1) if normalise else x
             weight = x.shape[1] / (max(len(x), 1) * eps**2)
-            rates.append(half_log_determinant(x, weight) if len(x) else x.sum())
+            rates.append(half_log_determinant(unit, weight) if len(x) else x.sum())
     return torch.stack(rates).view(len(parts), w.shape[-2])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from scdd.kernels import _dispatch
@@ -46,7 +48,7 @@ def naive(w, temperature, cu_seqlens=None):
     if cu_seqlens is None:
         return torch.stack([one_segment(x, temperature) for x in w]) if len(w) else w * temperature[:, None]
     ends = cu_seqlens.tolist()
-    parts = [one_segment(w[a:b], temperature) for a, b in zip(ends, ends[1:], strict=False) if b > a]
+    parts = [one_segment(w[a:b], temperature) for a, b in pairwise(ends) if b > a]
     return torch.cat(parts)
 
 
