@@ -1,7 +1,7 @@
 """How many tokens one program holds, and how the tokens of a segment are dealt to programs.
 
 A program holds all heads of a token, as the softmax couples them: [BN, BH, BP], heads and channels padded
-to powers of two. The table keeps a thread at 32 numbers of a block.
+to powers of two. The table keeps a thread at 32 numbers of a block or fewer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Tile:
 # Padded numbers of a token -> (tokens, warps).
 _TABLE: Final = MappingProxyType(
     {
-        16: (32, 1), 32: (32, 1), 64: (16, 1), 128: (16, 2), 256: (16, 4), 512: (8, 4), 1024: (4, 4),
+        16: (32, 1), 32: (32, 1), 64: (16, 2), 128: (16, 2), 256: (16, 4), 512: (8, 4), 1024: (4, 4),
         2048: (4, 8),
     }
 )  # fmt: skip
