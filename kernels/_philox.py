@@ -120,18 +120,6 @@ def philox(seed: Tensor, counters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     """Four words of 32 bits for each counter, all as int64 from 0 to 2^32 - 1."""
     seed = seed.reshape(())
     key_0, key_1 = seed & _WORD, (seed >> 32) & _WORD
-<<<<<<< HEAD
-    word_0, word_1 = counters & _WORD, (counters >> 32) & _WORD
-    word_2 = word_3 = torch.zeros_like(counters)
-    for _ in range(_ROUNDS):
-        # int64 keeps the 64 bits of the product, if not its sign
-        product_0, product_2 = word_0 * _MULTIPLIERS[0], word_2 * _MULTIPLIERS[1]
-        word_0 = ((product_2 >> 32) & _WORD) ^ word_1 ^ key_0
-        word_2 = ((product_0 >> 32) & _WORD) ^ word_3 ^ key_1
-        word_1, word_3 = product_2 & _WORD, product_0 & _WORD
-        key_0, key_1 = (key_0 + _KEYS[0]) & _WORD, (key_1 + _KEYS[1]) & _WORD
-    return word_0, word_1, word_2, word_3
-=======
     word_0, word_1 = counters & _WORD, counters >> 32
     word_2, word_3 = torch.zeros_like(counters), torch.zeros_like(counters)
     for _ in range(_ROUNDS):
@@ -143,7 +131,6 @@ def philox(seed: Tensor, counters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
         word_1, word_3 = product_2, product_0
         key_0, key_1 = (key_0 + _KEYS[0]) & _WORD, (key_1 + _KEYS[1]) & _WORD
     return word_0, word_1 & _WORD, word_2, word_3 & _WORD
->>>>>>> ba7ce956c5dcb3c29c98f0f542e7b5dc77deed9c
 
 
 def _counters(seed: Tensor, first: int, count: int) -> Tensor:
@@ -152,11 +139,7 @@ def _counters(seed: Tensor, first: int, count: int) -> Tensor:
 
 def _uniform(word: Tensor) -> Tensor:
     """Float32 from 0 to below 1: the lower 31 bits of a word, all turned over where bit 32 is set."""
-<<<<<<< HEAD
-    return (torch.where(word > _WORD // 2, _WORD - word, word)).to(torch.float32) * _TO_UNIT
-=======
     return torch.minimum(word, _WORD - word).to(torch.float32).mul_(_TO_UNIT)
->>>>>>> ba7ce956c5dcb3c29c98f0f542e7b5dc77deed9c
 
 
 def _pair(word_0: Tensor, word_1: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
