@@ -26,7 +26,7 @@ def segment_attention_forward(
     lse = torch.empty((heads, rows), dtype=torch.float32, device=q.device)
     tile = tiles.choose("forward", width, q.element_size(), tile_rows)
     grid, sizes = _grid(cut, q, tile.rows, tile_rows)
-    if rows:
+    if grid[0]:
         with on_device_of(q):
             segment_attention_fwd_kernel[grid](
                 q, k, v, out, lse, cut, segments, key_weight, key_value, slope, coordinate,
@@ -52,17 +52,17 @@ def segment_attention_backward(
     grid, sizes = _grid(cut, q, tile.rows, tile_rows)
     biases = {"KEY_BIAS": key_value is not None, "SLOPE": slope is not None}
     strides = q.stride(0), k.stride(0), v.stride(0)
-    if rows:
+    if grid[0]:
         with on_device_of(q):
             queries_bwd_kernel[grid](
                 q, k, v, out, dout, dq, lse, delta, cut, segments, key_weight, key_value, slope, coordinate,
                 rows, *strides, scale, **sizes, **biases, BM=tile.rows, BN=tile.step,
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
+                EXACT=key_gradient or slope_gradient, num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
     tile = tiles.choose("keys", width, q.element_size(), tile_rows)
     grid, sizes = _grid(cut, q, tile.rows, tile_rows)
     dslope = torch.empty(grid, dtype=torch.float32, device=q.device) if slope_gradient else None
-    if rows:
+    if grid[0]:
         with on_device_of(q):
             keys_bwd_kernel[grid](
                 q, k, v, dout, dk, dv, dbias, dslope, lse, delta, cut, segments,
@@ -79,7 +79,8 @@ def _grid(cut: Tensor, q: Tensor, rows: int, tile_rows: int) -> tuple[tuple[int]
     """The programs, `split` of `rows` rows for each tile of the schedule and head; and sizes for the kernels."""
     _, heads, width = q.shape
     split = -(-tile_rows // rows)
-    return (len(cut) * split * heads,), {"H": heads, "D": width, "BD": tiles.padded(width), "SPLIT": split}
+    sizes = {"H": heads, "D": width, "BD": tiles.padded(width), "BS": tiles.SHARED_STEP, "SPLIT": split}
+    return (len(cut) * split * heads,), sizes
 
 
 def _slope_gradient(partial: Tensor | None, heads: int, q: Tensor) -> Tensor:

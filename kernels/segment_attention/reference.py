@@ -37,6 +37,12 @@ class Biases(NamedTuple):
     slope: Tensor | None = None
     coordinate: Tensor | None = None
 
+    def of_rows(self, rows: slice | Tensor) -> Biases:
+        """The same for some rows of the batch."""
+        key_value = None if self.key_value is None else self.key_value[rows]
+        coordinate = None if self.coordinate is None else self.coordinate[rows]
+        return Biases(self.key_weight, key_value, self.slope, coordinate)
+
 
 def segment_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, biases: Biases
@@ -47,19 +53,28 @@ def segment_attention(
     for start, end in zip(starts[:-1], starts[1:], strict=True):
         if start < end:
             here = slice(start, end)
-            # [H, L, D], [H, L, L]
-            wide_q, wide_k, wide_v = (_wide(t[here]).transpose(0, 1) for t in (q, k, v))
-            scores = scale * wide_q @ wide_k.mT
-            if biases.key_value is not None:
-                scores = scores + biases.key_weight[:, None, None] * torch.log1p(biases.key_value[here])
-            if biases.coordinate is not None:
-                at = biases.coordinate[here]
-                scores = scores - biases.slope[:, None, None] * (at[:, None] - at).abs()
-            outs.append((scores.softmax(-1) @ wide_v).transpose(0, 1))
-            lses.append(scores.detach().logsumexp(-1).mT)
+            # [H, L, D]
+            wide = (_wide(t[here]).transpose(0, 1) for t in (q, k, v))
+            with torch.autocast(q.device.type, enabled=False):
+                out, lse = _one_segment(*wide, scale, biases.of_rows(here))
+            outs.append(out.transpose(0, 1))
+            lses.append(lse.mT)
     return torch.cat(outs).to(q.dtype), torch.cat(lses)
 
 
+def _one_segment(q: Tensor, k: Tensor, v: Tensor, scale: float, biases: Biases) -> tuple[Tensor, Tensor]:
+    """`out` [H, L, D] and `lse` [H, L] of one segment."""
+    # [H, L, L]
+    scores = scale * q @ k.mT
+    if biases.key_weight is not None and biases.key_value is not None:
+        scores = scores + biases.key_weight[:, None, None] * torch.log1p(biases.key_value)
+    if biases.slope is not None and biases.coordinate is not None:
+        distance = (biases.coordinate[:, None] - biases.coordinate).abs()
+        scores = scores - biases.slope[:, None, None] * distance
+    return scores.softmax(-1) @ v, scores.detach().logsumexp(-1)
+
+
+@torch.autocast("cpu", enabled=False)
 def segment_attention_forward(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, tiles: Tensor | None, segments: Tensor | None,
     key_weight: Tensor | None, key_value: Tensor | None, slope: Tensor | None, coordinate: Tensor | None,
@@ -71,16 +86,17 @@ def segment_attention_forward(
     lse = torch.empty(q.shape[1::-1], dtype=_wide(q[:0]).dtype)
     for bucket in _buckets(cu_seqlens, q):
         # [n, H, L, D]
-        wide = [bucket.take(t) for t in (q, k, v)]
+        blocks = [bucket.take(t) for t in (q, k, v)]
         if _is_plain(biases):
-            block_out, block_lse = _FLASH_FORWARD(*wide, scale=scale)
+            block_out, block_lse = _FLASH_FORWARD(*blocks, scale=scale)
         else:
-            block_out, block_lse = _attend(*map(_wide, wide), _Scores(bucket, biases, scale), bucket.queries)
+            block_out, block_lse = _attend(*map(_wide, blocks), _Scores(bucket, biases, scale), bucket.queries)
         bucket.put(out, block_out)
         bucket.put(lse.mT, block_lse)
     return out, lse
 
 
+@torch.autocast("cpu", enabled=False)
 def segment_attention_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_seqlens: Tensor,
     tiles: Tensor | None, segments: Tensor | None, key_weight: Tensor | None, key_value: Tensor | None,
@@ -93,13 +109,13 @@ def segment_attention_backward(
     dbias = lse.new_empty(q.shape[:2]) if key_gradient else None
     dslope = lse.new_zeros(q.shape[1]) if slope_gradient else lse.new_empty(0)
     for bucket in _buckets(cu_seqlens, q):
-        wide = [bucket.take(t) for t in (dout, q, k, v, out)]
+        blocks = [bucket.take(t) for t in (dout, q, k, v)]
         block_lse = bucket.take(lse.mT)
         if _is_plain(biases):
-            found = _FLASH_BACKWARD(*wide, block_lse, 0.0, False, scale=scale)
+            found = _FLASH_BACKWARD(*blocks, bucket.take(out), block_lse, 0.0, False, scale=scale)
         else:
             *found, block_dbias, block_dslope = _attend_backward(
-                *map(_wide, wide), block_lse, _Scores(bucket, biases, scale), bucket.queries
+                *map(_wide, blocks), block_lse, _Scores(bucket, biases, scale), bucket.queries
             )
             if dbias is not None:
                 bucket.put(dbias, block_dbias)
@@ -197,18 +213,22 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, scores_of: _Scores, queries: int) -
 
 
 def _attend_backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scores_of: _Scores, queries: int
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, scores_of: _Scores, queries: int
 ) -> tuple[Tensor, ...]:
-    """Gradients of a bucket: of `q`, `k`, `v`, of the key term [n, H, L], and less that of the slope [H]."""
+    """Gradients of a bucket: of `q`, `k`, `v`, of the key term [n, H, L], and less that of the slope [H].
+
+    The gradients of a row of scores add up to zero, and those of the biases are sums over rows: so the mean is
+    taken of the weights at hand, and not from `out`, which is rounded.
+    """
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     dbias, dslope = torch.zeros_like(lse), lse.new_zeros(lse.shape[1])
-    delta = (out * dout).sum(-1, keepdim=True)
     for some in _slices(q.shape[2], queries):
         here = q[:, :, some]
         scores, distance = scores_of(here, k, some)
         weights = scores.sub_(lse[:, :, some, None]).exp_()
         dv += weights.mT @ dout[:, :, some]
-        dscores = (dout[:, :, some] @ v.mT).sub_(delta[:, :, some]).mul_(weights)
+        dscores = (dout[:, :, some] @ v.mT).mul_(weights)
+        dscores.addcmul_(weights, dscores.sum(-1, keepdim=True), value=-1)
         dq[:, :, some] = dscores @ k
         dk += dscores.mT @ here
         dbias += dscores.sum(-2)

@@ -22,6 +22,9 @@ KERNELS: Final[tuple[Kernel, ...]] = ("forward", "queries", "keys")
 WIDTHS: Final = (32, 64, 96, 128)
 # What a schedule is cut to where the caller has none.
 TILE_ROWS: Final = 128
+# The other side a step where segments share a tile. There is little of it, and it must take no more registers
+# than the loop over long segments, whose occupancy it would lower.
+SHARED_STEP: Final = 32
 
 
 @dataclass(frozen=True, slots=True)

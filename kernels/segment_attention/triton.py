@@ -34,10 +34,10 @@ def open_tile(tiles, H: tl.constexpr, B: tl.constexpr, SPLIT: tl.constexpr):
     i_p = tl.program_id(0)
     i_h, i_b = i_p % H, i_p // H
     p = tiles + (i_b // SPLIT).to(tl.int64) * _COLUMNS
-    first = tl.load(p).to(tl.int64) + (i_b % SPLIT) * B
-    end = tl.load(p + 1).to(tl.int64)
+    first = tl.load(p) + (i_b % SPLIT) * B
+    end = tl.load(p + 1)
     shared = tl.load(p + 2) != tl.load(p + 3)
-    other, other_end = tl.load(p + 4).to(tl.int64), tl.load(p + 5).to(tl.int64)
+    other, other_end = tl.load(p + 4), tl.load(p + 5)
     return i_h, first, end, shared, other, other_end
 
 
@@ -48,7 +48,8 @@ def load_rows(x, first, end, stride, i_h, D: tl.constexpr, BD: tl.constexpr, B: 
     m = (o_r < (end - first))[:, None]
     if BD != D:
         m = m & (o_d < D)[None, :]
-    return tl.load(x + first * stride + i_h * D + o_r[:, None] * stride + o_d[None, :], mask=m, other=0.0)
+    p = x + tl.cast(first, tl.int64) * stride + i_h * D
+    return tl.load(p + o_r[:, None] * stride + o_d[None, :], mask=m, other=0.0)
 
 
 @triton.jit
@@ -58,7 +59,8 @@ def store_rows(x, block, first, end, i_h, H: tl.constexpr, D: tl.constexpr, BD: 
     m = (o_r < (end - first))[:, None]
     if BD != D:
         m = m & (o_d < D)[None, :]
-    store_narrow(x + (first * H + i_h) * D + o_r[:, None] * (H * D) + o_d[None, :], block, m)
+    p = x + (tl.cast(first, tl.int64) * H + i_h) * D
+    store_narrow(p + o_r[:, None] * (H * D) + o_d[None, :], block, m)
 
 
 @triton.jit
@@ -137,7 +139,7 @@ def segment_attention_fwd_kernel(
     q, k, v, out, lse, tiles, segments, key_weight, key_value, slope, coordinate,
     T, stride_q, stride_k, stride_v, scale,
     H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SPLIT: tl.constexpr, KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr,
+    BS: tl.constexpr, SPLIT: tl.constexpr, KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr,
 ):  # fmt: skip
     """`out` and `lse` of some queries."""
     i_h, first, end, shared, i_n, end_key = open_tile(tiles, H, BM, SPLIT)
@@ -161,11 +163,13 @@ def segment_attention_fwd_kernel(
             stride_k, stride_v, scale * _LOG2E, weight, incline, i_h, D, BD, BN, KEY_BIAS, SLOPE, False,
         )  # fmt: skip
     b_segment = load_each(segments, first, end, BM, -1)
-    for i in tl.range(alone, tl.where(shared, end_key, alone), BN, num_stages=1):
+    for i in tl.range(alone, tl.where(shared, end_key, alone), BS, num_stages=1):
         b_acc, b_max, b_sum = forward_step(
             b_q, b_acc, b_max, b_sum, k, v, key_value, coordinate, segments, b_at, b_segment, i, end_key,
-            stride_k, stride_v, scale * _LOG2E, weight, incline, i_h, D, BD, BN, KEY_BIAS, SLOPE, True,
+            stride_k, stride_v, scale * _LOG2E, weight, incline, i_h, D, BD, BS, KEY_BIAS, SLOPE, True,
         )  # fmt: skip
+    # rows past the end of a shared tile meet no key
+    b_sum = tl.where(b_sum == 0.0, 1.0, b_sum)
     store_rows(out, b_acc / b_sum[:, None], first, end, i_h, H, D, BD, BM)
     o_m = tl.arange(0, BM)
     p_lse = lse + i_h.to(tl.int64) * T + first + o_m
@@ -174,12 +178,12 @@ def segment_attention_fwd_kernel(
 
 @triton.jit
 def queries_step(
-    b_q, b_do, b_acc, b_lse, b_delta, k, v, key_value, coordinate, segments, b_at, b_segment, i_n, end,
+    b_q, b_do, b_acc, b_rest, b_lse, b_delta, k, v, key_value, coordinate, segments, b_at, b_segment, i_n, end,
     stride_k, stride_v, scale, weight, slope, i_h,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
-    KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr, SHARED: tl.constexpr,
+    KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr, EXACT: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Add to the gradient of queries what keys `i_n` to ``i_n + BN`` contribute, [BM, BD]."""
+    """Add to the gradient of queries what keys `i_n` to ``i_n + BN`` contribute, [BM, BD], and to `b_rest`."""
     # [BN, BD], [BM, BN]
     b_k = load_rows(k, i_n, end, stride_k, i_h, D, BD, BN)
     b_s = dot(b_q, tl.trans(b_k), tl.zeros([b_q.shape[0], BN], tl.float32))
@@ -200,7 +204,9 @@ def queries_step(
     elif not KEY_BIAS:
         if end - i_n < BN:
             b_ds = tl.where((tl.arange(0, BN) < (end - i_n))[None, :], b_ds, 0.0)
-    return dot(b_ds.to(b_k.dtype), b_k, b_acc)
+    if EXACT:
+        b_rest += tl.sum(b_ds, 1)
+    return dot(b_ds.to(b_k.dtype), b_k, b_acc), b_rest
 
 
 @triton.jit
@@ -208,9 +214,13 @@ def queries_bwd_kernel(
     q, k, v, out, dout, dq, lse, delta, tiles, segments, key_weight, key_value, slope, coordinate,
     T, stride_q, stride_k, stride_v, scale,
     H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SPLIT: tl.constexpr, KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr,
+    BS: tl.constexpr, SPLIT: tl.constexpr, KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """`dq` of some queries, and their `delta` = sum(out * dout) for the kernel over keys."""
+    """`dq` of some queries, and their `delta` = sum(out * dout) for the kernel over keys.
+
+    The gradients of a row of scores add up to zero but for the rounding of `out`. Those of the biases are sums
+    over rows, in which that would pile up: where they are wanted (EXACT), `delta` takes up what is left over.
+    """
     i_h, first, end, shared, i_n, end_key = open_tile(tiles, H, BM, SPLIT)
     if first >= end:
         return
@@ -221,10 +231,9 @@ def queries_bwd_kernel(
     b_delta = tl.sum(b_do.to(tl.float32) * b_out.to(tl.float32), 1)
     p = i_h.to(tl.int64) * T
     b_lse = load_each(lse + p, first, end, BM, float("inf")) * _LOG2E
-    o_m = tl.arange(0, BM)
-    tl.store(delta + p + first + o_m, b_delta, mask=o_m < (end - first))
     b_q = load_rows(q, first, end, stride_q, i_h, D, BD, BM)
     b_acc = tl.zeros([BM, BD], tl.float32)
+    b_rest = tl.zeros([BM], tl.float32)
     weight, incline, b_at = 0.0, 0.0, 0.0
     if KEY_BIAS:
         weight = tl.load(key_weight + i_h)
@@ -233,17 +242,21 @@ def queries_bwd_kernel(
         b_at = load_each(coordinate, first, end, BM, 0.0)
     alone = tl.where(shared, i_n, end_key)
     for i in tl.range(i_n, alone, BN):
-        b_acc = queries_step(
-            b_q, b_do, b_acc, b_lse, b_delta, k, v, key_value, coordinate, segments, b_at, 0, i, end_key,
-            stride_k, stride_v, scale * _LOG2E, weight, incline, i_h, D, BD, BN, KEY_BIAS, SLOPE, False,
+        b_acc, b_rest = queries_step(
+            b_q, b_do, b_acc, b_rest, b_lse, b_delta, k, v, key_value, coordinate, segments, b_at, 0, i,
+            end_key, stride_k, stride_v, scale * _LOG2E, weight, incline, i_h, D, BD, BN, KEY_BIAS, SLOPE,
+            EXACT, False,
         )  # fmt: skip
     b_segment = load_each(segments, first, end, BM, -1)
-    for i in tl.range(alone, tl.where(shared, end_key, alone), BN, num_stages=1):
-        b_acc = queries_step(
-            b_q, b_do, b_acc, b_lse, b_delta, k, v, key_value, coordinate, segments, b_at, b_segment, i,
-            end_key, stride_k, stride_v, scale * _LOG2E, weight, incline, i_h, D, BD, BN, KEY_BIAS, SLOPE, True,
+    for i in tl.range(alone, tl.where(shared, end_key, alone), BS, num_stages=1):
+        b_acc, b_rest = queries_step(
+            b_q, b_do, b_acc, b_rest, b_lse, b_delta, k, v, key_value, coordinate, segments, b_at, b_segment, i,
+            end_key, stride_k, stride_v, scale * _LOG2E, weight, incline, i_h, D, BD, BS, KEY_BIAS, SLOPE,
+            EXACT, True,
         )  # fmt: skip
     store_rows(dq, b_acc * scale, first, end, i_h, H, D, BD, BM)
+    o_m = tl.arange(0, BM)
+    tl.store(delta + p + first + o_m, b_delta + b_rest, mask=o_m < (end - first))
 
 
 @triton.jit
@@ -289,7 +302,7 @@ def keys_bwd_kernel(
     q, k, v, dout, dk, dv, dbias, dslope, lse, delta, tiles, segments, key_weight, key_value, slope, coordinate,
     T, stride_q, stride_k, stride_v, scale,
     H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    SPLIT: tl.constexpr, KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr,
+    BS: tl.constexpr, SPLIT: tl.constexpr, KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr,
     KEY_GRADIENT: tl.constexpr, SLOPE_GRADIENT: tl.constexpr,
 ):  # fmt: skip
     """`dk`, `dv` and `dbias` [H, T] of some keys, and their part of `dslope` [programs]."""
@@ -320,11 +333,11 @@ def keys_bwd_kernel(
             H, D, BD, BM, KEY_BIAS, SLOPE, KEY_GRADIENT, SLOPE_GRADIENT, False,
         )  # fmt: skip
     b_segment = load_each(segments, first, end, BN, -1)
-    for i in tl.range(alone, tl.where(shared, end_query, alone), BM, num_stages=1):
+    for i in tl.range(alone, tl.where(shared, end_query, alone), BS, num_stages=1):
         b_dk, b_dv, b_db, b_dslope = keys_step(
             b_k, b_v, b_dk, b_dv, b_db, b_dslope, q, dout, lse + p, delta + p, coordinate, segments,
             b_bias, b_at, b_segment, i, end_query, stride_q, scale * _LOG2E, incline, i_h,
-            H, D, BD, BM, KEY_BIAS, SLOPE, KEY_GRADIENT, SLOPE_GRADIENT, True,
+            H, D, BD, BS, KEY_BIAS, SLOPE, KEY_GRADIENT, SLOPE_GRADIENT, True,
         )  # fmt: skip
     store_rows(dk, b_dk * scale, first, end, i_h, H, D, BD, BN)
     store_rows(dv, b_dv, first, end, i_h, H, D, BD, BN)
