@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from .._check import require_device_of, require_dims, require_float, require_like, require_shape, require_tensor
+from .._check import (
+    require_device_of,
+    require_dims,
+    require_float,
+    require_like,
+    require_shape,
+    require_tensor,
+)
 from .._dispatch import is_fused
 from .._segments import require_lengths, require_schedule, segment_schedule
 from . import ops, reference, tiles
@@ -49,7 +56,7 @@ def segment_attention(
     Attention among the rows of each segment of a packed batch, without a mask, padding or a matrix of scores
     in memory [1]_. Both biases are optional, are computed in the kernel and have a weight for each head: one
     prefers keys by a value of their own (an expression count), one prefers keys that are near on a line, as
-    ALiBi does [2]_. All arithmetic is in float32 (float64 for float64 input); the gradients are deterministic.
+    ALiBi does [2]_. All arithmetic is in float32 (float64 for float64 input). Gradients are deterministic.
 
     Parameters
     ----------
@@ -205,7 +212,10 @@ def _check_biases(q: Tensor, biases: Biases) -> None:
         if (weight is None) != (value is None):
             given, missing = (second, first) if weight is None else (first, second)
             raise ValueError(f"{given} is given and {missing} is None; give both or neither")
-        for name, tensor, size, meaning in ((first, weight, q.shape[1], "[H]"), (second, value, len(q), "[T]")):
+        for name, tensor, size, meaning in (
+            (first, weight, q.shape[1], "[H]"),
+            (second, value, len(q), "[T]"),
+        ):
             if tensor is None:
                 continue
             require_tensor(name, tensor)

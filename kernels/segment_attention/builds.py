@@ -26,47 +26,48 @@ _SCALARS: Final = (
 )
 
 # one number a row: lse, delta, biases and segments, and what the tile is
-_NARROW: Final = 40
+_NARROW: Final = 80
 
 
 def builds() -> dict[str, Build]:
-    """Every tile with both biases, which take the most; and the plain form of those for 128 rows.
+    """Every tile with both biases, which take the most, but where a smaller one of its kind says the same.
 
-    The two 16-bit dtypes differ in one conversion. A head of 96 is one of 128 with masked loads.
+    The two 16-bit dtypes differ in one conversion. A head of 96 is one of 128 with masked loads. In
+    float32 heads over 64 are left out: they spill.
     """
-    found = {}
-    for kernel, width, size, tile in tiles.every_tile():
-        dtype = "bf16" if size == 2 else "fp32"
-        found |= build(kernel, tile, dtype, width, biased=True)
-        if size == 2 and tile.rows == 128 and width > 32:
-            found |= build(kernel, tile, dtype, width, biased=False)
-    return found | build("keys", tiles.choose("keys", 96, 2, 128), "bf16", 96, biased=True)
+    found: dict[str, Build] = {}
+    for kernel in tiles.KERNELS:
+        for width, rows in ((32, 128), (64, 128), (64, 64), (128, 128), (128, 64)):
+            found |= build(kernel, tiles.choose(kernel, width, 2, rows, biased=True), "bf16", width)
+        found |= build(kernel, tiles.choose(kernel, 128, 2, 128, biased=False), "bf16", 128, "")
+        found |= build(kernel, tiles.choose(kernel, 64, 4, 128, biased=True), "fp32", 64)
+    return found | build("keys", tiles.choose("keys", 96, 2, 128, biased=True), "bf16", 96)
 
 
-def build(kernel: Kernel, tile: Tile, dtype: str, width: int, *, biased: bool) -> dict[str, Build]:
-    """One kernel for heads of `width`."""
+def build(kernel: Kernel, tile: Tile, dtype: str, width: int, biases: str = "ks") -> dict[str, Build]:
+    """One kernel for heads of `width`; `biases` has a letter for each: of keys, of slopes."""
     function = _KERNELS[kernel]
+    key, slope = "k" in biases, "s" in biases
+    rows, step = ("BN", "BM") if kernel == "keys" else ("BM", "BN")
     constants: dict[str, Any] = {
-        "H": 8, "D": width, "BD": tiles.padded(width), "BS": tiles.SHARED_STEP, "SPLIT": 1, "KEY_BIAS": biased, "SLOPE": biased,
+        "H": 8, "D": width, "BD": tiles.padded(width), "BS": tiles.SHARED_STEP, "SPLIT": 1,
+        rows: tile.rows, step: tile.step, "KEY_BIAS": key, "SLOPE": slope, "EXACT": bool(biases),
+        "KEY_GRADIENT": key, "SLOPE_GRADIENT": slope,
     }  # fmt: skip
-    constants |= {"BM": tile.rows, "BN": tile.step} if kernel != "keys" else {"BN": tile.rows, "BM": tile.step}
-    if kernel == "keys":
-        constants |= {"KEY_GRADIENT": biased, "SLOPE_GRADIENT": biased}
-    elif kernel == "queries":
-        constants |= {"EXACT": biased}
-    if not biased:
-        absent = ("key_weight", "key_value", "slope", "coordinate", "dbias", "dslope")
-        constants |= {name: None for name in absent if name in function.arg_names}
-    label = f"{kernel}-D{width}-{dtype}-{tile.rows}x{tile.step}-w{tile.num_warps}s{tile.num_stages}"
+    constants |= {} if key else dict.fromkeys(("key_weight", "key_value", "dbias"))
+    constants |= {} if slope else dict.fromkeys(("slope", "coordinate", "dslope"))
+    label = f"{kernel}-D{width}-{dtype}-{tile.rows}x{tile.step}-w{tile.num_warps}s{tile.num_stages}-{biases}"
     return {
-        label + "-biased" * biased: Build(
+        label.removesuffix("-"): Build(
             kernel=function,
             types=pointer_types(function, dtype, _SCALARS),
-            constants=constants,
+            constants={name: value for name, value in constants.items() if name in function.arg_names},
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             max_registers=_MAX_REGISTERS,
+            limit_registers={} if tile.registers is None else {90: tile.registers},
             narrow_loads=_NARROW,
-            tensor_cores=True,
+            # under 64 rows Hopper uses the tensor cores of its predecessor, which are not what is counted
+            tensor_cores=tile.rows >= 64,
         )
     }

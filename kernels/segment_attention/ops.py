@@ -58,8 +58,8 @@ _forward = _dispatch.define(
     fake=_fake_forward,
 )
 _backward = _dispatch.define(
-    f"segment_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_LENGTHS},"
-    f" {_BIASES}, float scale, int tile_rows, bool key_gradient, bool slope_gradient)"
+    "segment_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse,"
+    f" {_LENGTHS}, {_BIASES}, float scale, int tile_rows, bool key_gradient, bool slope_gradient)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference=reference.segment_attention_backward,
     kernel=_launch_backward,
@@ -81,9 +81,12 @@ class SegmentAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Run the operator and keep what its gradient needs."""
         tensors = (*map(_unit_stride, (q, k, v)), cu_seqlens, tiles, segments)
-        biases = tuple(None if t is None else t.contiguous() for t in (key_weight, key_value, slope, coordinate))
+        biases = tuple(
+            None if t is None else t.contiguous() for t in (key_weight, key_value, slope, coordinate)
+        )
         out, lse = _forward(*tensors, *biases, scale, tile_rows)
-        ctx.save_for_backward(*tensors[:3], out, lse, *tensors[3:], *biases)
+        saved: tuple[Any, ...] = (*tensors[:3], out, lse, *tensors[3:], *biases)
+        ctx.save_for_backward(*saved)
         ctx.mark_non_differentiable(lse)
         ctx.settings = scale, tile_rows  # type: ignore[attr-defined]
         return out, lse

@@ -1,9 +1,9 @@
 """What the operator computes, in plain PyTorch.
 
-`segment_attention` is the definition, written for reading. `segment_attention_forward` and `_backward` are the
-same mathematics with its gradient written out; they are what a CPU runs. They take all segments of one length
-together, and so many queries at a time that the scores stay in the cache; without biases a segment goes to
-PyTorch's own fused attention for CPUs.
+`segment_attention` is the definition, written for reading. `segment_attention_forward` and `_backward` are
+the same mathematics with its gradient written out; they are what a CPU runs. They take all segments of one
+length together, and so many queries at a time that the scores stay in the cache; without biases a segment
+goes to PyTorch's own fused attention for CPUs.
 
 Shapes, in all of them: `q`, `k`, `v`, `out` and their gradients are [T, H, D], `cu_seqlens` [S + 1],
 `key_weight` and `slope` [H], `key_value` and `coordinate` [T]; `lse` is [H, T].
@@ -11,6 +11,7 @@ Shapes, in all of them: `q`, `k`, `v`, `out` and their gradients are [T, H, D], 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
@@ -50,13 +51,13 @@ def segment_attention(
     """`out`, and `lse` [T, H] without a gradient."""
     starts = checked_starts(cu_seqlens, len(q)).tolist()
     outs, lses = [_wide(v[:0])], [_wide(v[:0, :, 0])]
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in pairwise(starts):
         if start < end:
             here = slice(start, end)
             # [H, L, D]
-            wide = (_wide(t[here]).transpose(0, 1) for t in (q, k, v))
+            some_q, some_k, some_v = (_wide(t[here]).transpose(0, 1) for t in (q, k, v))
             with torch.autocast(q.device.type, enabled=False):
-                out, lse = _one_segment(*wide, scale, biases.of_rows(here))
+                out, lse = _one_segment(some_q, some_k, some_v, scale, biases.of_rows(here))
             outs.append(out.transpose(0, 1))
             lses.append(lse.mT)
     return torch.cat(outs).to(q.dtype), torch.cat(lses)
@@ -90,7 +91,9 @@ def segment_attention_forward(
         if _is_plain(biases):
             block_out, block_lse = _FLASH_FORWARD(*blocks, scale=scale)
         else:
-            block_out, block_lse = _attend(*map(_wide, blocks), _Scores(bucket, biases, scale), bucket.queries)
+            wide_q, wide_k, wide_v = map(_wide, blocks)
+            scores_of = _Scores(bucket, biases, scale)
+            block_out, block_lse = _attend(wide_q, wide_k, wide_v, scores_of, bucket.queries)
         bucket.put(out, block_out)
         bucket.put(lse.mT, block_lse)
     return out, lse
@@ -114,8 +117,10 @@ def segment_attention_backward(
         if _is_plain(biases):
             found = _FLASH_BACKWARD(*blocks, bucket.take(out), block_lse, 0.0, False, scale=scale)
         else:
+            wide_dout, wide_q, wide_k, wide_v = map(_wide, blocks)
+            scores_of = _Scores(bucket, biases, scale)
             *found, block_dbias, block_dslope = _attend_backward(
-                *map(_wide, blocks), block_lse, _Scores(bucket, biases, scale), bucket.queries
+                wide_dout, wide_q, wide_k, wide_v, block_lse, scores_of, bucket.queries
             )
             if dbias is not None:
                 bucket.put(dbias, block_dbias)
@@ -142,14 +147,14 @@ class _Bucket(NamedTuple):
 
     rows: slice | Tensor
     """Their rows, one segment after the other."""
-    count: int
+    number: int
     length: int
     queries: int
     """How many queries to take at a time."""
 
     def take(self, packed: Tensor) -> Tensor:
         """[T, H, ...] to [n, H, L, ...]."""
-        return packed[self.rows].unflatten(0, (self.count, self.length)).transpose(1, 2)
+        return packed[self.rows].unflatten(0, (self.number, self.length)).transpose(1, 2)
 
     def put(self, packed: Tensor, block: Tensor) -> None:
         """Write [n, H, L, ...] to its rows of [T, H, ...]."""
@@ -177,7 +182,7 @@ class _Scores:
     """Scores of some queries of a bucket with all its keys."""
 
     def __init__(self, bucket: _Bucket, biases: Biases, scale: float) -> None:
-        shape = (bucket.count, 1, 1, bucket.length)
+        shape = (bucket.number, 1, 1, bucket.length)
         self.scale, self.key_bias, self.slope, self.coordinate = scale, None, None, None
         if biases.key_weight is not None and biases.key_value is not None:
             value = torch.log1p(biases.key_value[bucket.rows]).view(shape)
@@ -217,8 +222,8 @@ def _attend_backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of a bucket: of `q`, `k`, `v`, of the key term [n, H, L], and less that of the slope [H].
 
-    The gradients of a row of scores add up to zero, and those of the biases are sums over rows: so the mean is
-    taken of the weights at hand, and not from `out`, which is rounded.
+    The gradients of a row of scores add up to zero, and those of the biases are sums over rows: so the
+    mean is taken of the weights at hand, and not from `out`, which is rounded.
     """
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     dbias, dslope = torch.zeros_like(lse), lse.new_zeros(lse.shape[1])

@@ -53,7 +53,9 @@ def load_rows(x, first, end, stride, i_h, D: tl.constexpr, BD: tl.constexpr, B: 
 
 
 @triton.jit
-def store_rows(x, block, first, end, i_h, H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr):
+def store_rows(
+    x, block, first, end, i_h, H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, B: tl.constexpr
+):
     """Store [B, BD] to the rows of a contiguous [T, H, D] that lie before `end`."""
     o_r, o_d = tl.arange(0, B), tl.arange(0, BD)
     m = (o_r < (end - first))[:, None]
@@ -118,7 +120,7 @@ def forward_step(
         b_other = load_each(segments, i_n, end, BN, -2)
         b_v, b_nan = finite(b_v)
         b_s = tl.where(b_segment[:, None] == b_other[None, :], b_s + b_nan[None, :], float("-inf"))
-    elif not KEY_BIAS:
+    elif not KEY_BIAS:  # noqa: SIM102, this is decided when compiling, the next when running
         if end - i_n < BN:
             b_s = tl.where((tl.arange(0, BN) < (end - i_n))[None, :], b_s, float("-inf"))
     # [BM]
@@ -178,12 +180,12 @@ def segment_attention_fwd_kernel(
 
 @triton.jit
 def queries_step(
-    b_q, b_do, b_acc, b_rest, b_lse, b_delta, k, v, key_value, coordinate, segments, b_at, b_segment, i_n, end,
-    stride_k, stride_v, scale, weight, slope, i_h,
+    b_q, b_do, b_acc, b_rest, b_lse, b_delta, k, v, key_value, coordinate, segments, b_at, b_segment,
+    i_n, end, stride_k, stride_v, scale, weight, slope, i_h,
     D: tl.constexpr, BD: tl.constexpr, BN: tl.constexpr,
     KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr, EXACT: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Add to the gradient of queries what keys `i_n` to ``i_n + BN`` contribute, [BM, BD], and to `b_rest`."""
+    """Add what keys `i_n` to ``i_n + BN`` contribute: [BM, BD], and [BM] of the sums of `b_ds`."""
     # [BN, BD], [BM, BN]
     b_k = load_rows(k, i_n, end, stride_k, i_h, D, BD, BN)
     b_s = dot(b_q, tl.trans(b_k), tl.zeros([b_q.shape[0], BN], tl.float32))
@@ -201,7 +203,7 @@ def queries_step(
         b_other = load_each(segments, i_n, end, BN, -2)
         b_ds = tl.where(b_segment[:, None] == b_other[None, :], b_ds, 0.0)
         b_k, _ = finite(b_k)
-    elif not KEY_BIAS:
+    elif not KEY_BIAS:  # noqa: SIM102, this is decided when compiling, the next when running
         if end - i_n < BN:
             b_ds = tl.where((tl.arange(0, BN) < (end - i_n))[None, :], b_ds, 0.0)
     if EXACT:
@@ -218,8 +220,8 @@ def queries_bwd_kernel(
 ):  # fmt: skip
     """`dq` of some queries, and their `delta` = sum(out * dout) for the kernel over keys.
 
-    The gradients of a row of scores add up to zero but for the rounding of `out`. Those of the biases are sums
-    over rows, in which that would pile up: where they are wanted (EXACT), `delta` takes up what is left over.
+    The gradients of a row of scores add up to zero but for the rounding of `out`. Those of the biases are
+    sums over rows, where that would pile up: if they are wanted (EXACT), `delta` takes up what is left over.
     """
     i_h, first, end, shared, i_n, end_key = open_tile(tiles, H, BM, SPLIT)
     if first >= end:
@@ -250,8 +252,8 @@ def queries_bwd_kernel(
     b_segment = load_each(segments, first, end, BM, -1)
     for i in tl.range(alone, tl.where(shared, end_key, alone), BS, num_stages=1):
         b_acc, b_rest = queries_step(
-            b_q, b_do, b_acc, b_rest, b_lse, b_delta, k, v, key_value, coordinate, segments, b_at, b_segment, i,
-            end_key, stride_k, stride_v, scale * _LOG2E, weight, incline, i_h, D, BD, BS, KEY_BIAS, SLOPE,
+            b_q, b_do, b_acc, b_rest, b_lse, b_delta, k, v, key_value, coordinate, segments, b_at, b_segment,
+            i, end_key, stride_k, stride_v, scale * _LOG2E, weight, incline, i_h, D, BD, BS, KEY_BIAS, SLOPE,
             EXACT, True,
         )  # fmt: skip
     store_rows(dq, b_acc * scale, first, end, i_h, H, D, BD, BM)
@@ -299,8 +301,8 @@ def keys_step(
 
 @triton.jit
 def keys_bwd_kernel(
-    q, k, v, dout, dk, dv, dbias, dslope, lse, delta, tiles, segments, key_weight, key_value, slope, coordinate,
-    T, stride_q, stride_k, stride_v, scale,
+    q, k, v, dout, dk, dv, dbias, dslope, lse, delta, tiles, segments,
+    key_weight, key_value, slope, coordinate, T, stride_q, stride_k, stride_v, scale,
     H: tl.constexpr, D: tl.constexpr, BD: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BS: tl.constexpr, SPLIT: tl.constexpr, KEY_BIAS: tl.constexpr, SLOPE: tl.constexpr,
     KEY_GRADIENT: tl.constexpr, SLOPE_GRADIENT: tl.constexpr,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -57,11 +59,11 @@ def make_inputs(
 def naive(q, k, v, cu_seqlens, scale=None, key_weight=None, key_value=None, slope=None, coordinate=None):
     """The formula head by head and segment by segment, in the dtype of the inputs."""
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    outs, lses = torch.zeros_like(q), torch.zeros(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
-    lses = lses.to(q.device)
+    outs, wide = torch.zeros_like(q), torch.promote_types(q.dtype, torch.float32)
+    lses = torch.zeros(q.shape[:2], dtype=wide, device=q.device)
     bounds = cu_seqlens.tolist()
     pieces = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         heads = []
         for h in range(q.shape[1]):
             scores = scale * (q[start:end, h] @ k[start:end, h].T)
@@ -87,9 +89,9 @@ def operator(implementation="auto", **settings):
 def check(inputs, implementation, *, spread=1.0, **kwargs):
     """Hold the operator to twice PyTorch's error.
 
-    Two roundings are allowed beside, which it has and PyTorch has not: a score is known to its size times eps,
-    and so is its weight when it is computed again from `lse`; and the gradient of a score is the difference of
-    two numbers from different sums, where PyTorch's may cancel to zero (a segment of one row, one weight of 1).
+    Two roundings are allowed beside, which it has and PyTorch has not: a score is known to its size times
+    eps, and so is its weight when it is computed again from `lse`; and the gradient of a score is the
+    difference of two numbers from different sums, where PyTorch's may cancel to zero (a segment of one row).
     """
     ours = with_gradients(operator(implementation, **kwargs), inputs)
     theirs = with_gradients(naive, inputs)
@@ -218,7 +220,7 @@ def test_segments_do_not_see_one_another(device, biases):
     inputs = make_inputs(biases=biases, device=device)
     found = segment_attention(**inputs)
     bounds = inputs["cu_seqlens"].tolist()
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         alone = {name: t if name in {"key_weight", "slope"} else t[start:end] for name, t in inputs.items()}
         alone["cu_seqlens"] = starts([end - start], device)
         torch.testing.assert_close(found[start:end], segment_attention(**alone), rtol=1e-5, atol=1e-5)
@@ -268,15 +270,12 @@ def test_registration(device, biases):
 def test_compiles_to_one_graph_of_any_size(device, scheduled, biases):
     torch.compiler.reset()
 
-    def function(inputs, schedule):
-        return segment_attention_with_lse(**inputs, schedule=schedule)
-
-    compiled = torch.compile(function, fullgraph=True, dynamic=True)
+    compiled = torch.compile(segment_attention_with_lse, fullgraph=True, dynamic=True)
     for lengths in (LENGTHS, (5, 0, 90, 2, 33)):
         inputs = make_inputs(lengths, biases=biases, device=device)
         schedule = segment_schedule(inputs["cu_seqlens"], sum(lengths), tile_rows=64) if scheduled else None
-        eager = with_gradients(lambda **i: function(i, schedule), inputs)
-        for name, value in with_gradients(lambda **i: compiled(i, schedule), inputs).items():
+        eager = with_gradients(operator(schedule=schedule), inputs)
+        for name, value in with_gradients(partial(compiled, schedule=schedule), inputs).items():
             torch.testing.assert_close(value, eager[name])
 
 
@@ -321,7 +320,7 @@ def wrong(**changes):
         ({"schedule": lambda s: s._replace(tiles=s.tiles[:, :5])}, ValueError, r"schedule\.tiles has shape"),
         ({"schedule": lambda s: s._replace(segments=s.segments[:5])}, ValueError, r"schedule\.segments has"),
         ({"schedule": lambda s: s._replace(tiles=s.tiles.long())}, TypeError, r"schedule\.tiles has dtype"),
-        ({"schedule": lambda s: s._replace(tiles=s.tiles.to("meta"))}, ValueError, r"schedule\.tiles is on meta"),
+        ({"schedule": lambda s: s._replace(tiles=s.tiles.to("meta"))}, ValueError, r"tiles is on meta"),
         ({"schedule": lambda s: s._replace(tile_rows=0)}, ValueError, r"schedule\.tile_rows is 0"),
         ({"implementation": lambda i: "cuda"}, ValueError, r"implementation is 'cuda'; choose one of"),
     ],
@@ -437,13 +436,14 @@ def test_schedule_refuses_an_empty_tile():
 # ------------------------------------------------------------------------------ tiles
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("element_size", [2, 4])
 @pytest.mark.parametrize("kernel", tiles.KERNELS)
-def test_every_width_and_schedule_has_a_tile(kernel, element_size):
+def test_every_width_and_schedule_has_a_tile(kernel, element_size, biased):
     known = {tile for _, _, _, tile in tiles.every_tile()}
     for width in tiles.WIDTHS:
         for tile_rows in (1, 64, 100, 128, 256):
-            tile = tiles.choose(kernel, width, element_size, tile_rows)
+            tile = tiles.choose(kernel, width, element_size, tile_rows, biased=biased)
             assert tile in known
             assert tile.rows <= max(tile_rows, 64)
 
