@@ -55,7 +55,7 @@ _TABLE: Final[Mapping[tuple[Kernel, int, int], tuple[Tile, ...]]] = MappingProxy
         ("keys", 64, 2): (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
         ("keys", 128, 2): (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
         ("forward", 32, 4): (Tile(64, 32, 4, 2),),
-        ("forward", 64, 4): (Tile(64, 32, 8, 2),),
+        ("forward", 64, 4): (Tile(64, 16, 8, 2),),
         ("forward", 128, 4): (Tile(64, 16, 4, 2),),
         ("queries", 32, 4): (Tile(64, 32, 4, 2),),
         ("queries", 64, 4): (Tile(64, 16, 4, 2),),
@@ -69,6 +69,7 @@ _TABLE: Final[Mapping[tuple[Kernel, int, int], tuple[Tile, ...]]] = MappingProxy
 # Where a bias leaves no room for the tiles above.
 _BIASED: Final[Mapping[tuple[Kernel, int, int], tuple[Tile, ...]]] = MappingProxyType(
     {
+        ("queries", 128, 2): (Tile(128, 32, 8, 2), Tile(64, 32, 4, 2)),
         ("keys", 64, 2): (Tile(128, 32, 8, 2), Tile(64, 32, 4, 2)),
         ("keys", 128, 2): (Tile(64, 32, 8, 2),),
     }
