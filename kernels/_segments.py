@@ -76,10 +76,11 @@ def segment_schedule(cu_seqlens: Tensor, total: int, *, tile_rows: int) -> Segme
     if tile_rows < 1:
         raise ValueError(f"tile_rows is {tile_rows}; a tile has at least one row, pass 64 or 128")
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
-        return SegmentSchedule(*_bounded_schedule(cu_seqlens, total, tile_rows), tile_rows)
+        tiles, segments = _bounded_schedule(cu_seqlens, total, tile_rows)
+        return SegmentSchedule(tiles, segments, tile_rows)
     starts = checked_starts(cu_seqlens, total)
-    tiles, segments = _greedy(starts, tile_rows)
-    return SegmentSchedule(torch.from_numpy(tiles), torch.from_numpy(segments), tile_rows)
+    arrays = _greedy(starts, tile_rows)
+    return SegmentSchedule(torch.from_numpy(arrays[0]), torch.from_numpy(arrays[1]), tile_rows)
 
 
 def require_lengths(cu_seqlens: Tensor, total: int) -> None:
@@ -121,7 +122,8 @@ def checked_starts(cu_seqlens: Tensor, total: int) -> np.ndarray:
     if (falls := np.flatnonzero(starts[1:] < starts[:-1])).size:
         at = falls[0]
         raise ValueError(
-            f"cu_seqlens falls from {starts[at]} to {starts[at + 1]} at {at + 1}; pass running totals of lengths"
+            f"cu_seqlens falls from {starts[at]} to {starts[at + 1]} at {at + 1}; "
+            "pass running totals of lengths"
         )
     if starts[-1] != total:
         raise ValueError(f"cu_seqlens ends at {starts[-1]}; it must end at the number of rows, {total}")

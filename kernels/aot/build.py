@@ -25,6 +25,9 @@ class Build:
         Value of each ``tl.constexpr`` argument, and None for each pointer that is not given.
     max_registers
         Most registers a thread may use.
+    limit_registers
+        By architecture, the limit that the launch gives to the compiler (``maxnreg``), which takes more than
+        it needs.
     narrow_loads
         How many load instructions may be narrower than 128 bits: those of one number a row.
     tensor_cores
@@ -39,6 +42,7 @@ class Build:
     num_warps: int
     num_stages: int = 3
     max_registers: int
+    limit_registers: Mapping[int, int] = field(default_factory=dict)
     narrow_loads: int = 0
     tensor_cores: bool = False
     architectures: tuple[int, ...] = ARCHITECTURES

@@ -45,7 +45,11 @@ def compile_cubin(build: Build, architecture: int) -> Any:
     return triton.compile(
         ASTSource(build.kernel, signature, constants, divisible),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": build.num_warps, "num_stages": build.num_stages},
+        options={
+            "num_warps": build.num_warps,
+            "num_stages": build.num_stages,
+            "maxnreg": build.limit_registers.get(architecture),
+        },
     )
 
 
