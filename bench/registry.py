@@ -8,7 +8,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from operators.case import Operator
 
-MODULES = ("attention_map", "coding_rate", "denoise_loss", "denoise_step", "embed_genes", "ista", "linear_cross_entropy", "modulate", "noise_patch_embed", "sample_distance", "single_step_denoise", "subspace_attention", "token_statistics", "white_box_block",)
+MODULES = (
+    "attention_map",
+    "coding_rate",
+    "denoise_loss",
+    "denoise_step",
+    "embed_genes",
+    "ista",
+    "linear_cross_entropy",
+    "modulate",
+    "noise_patch_embed",
+    "sample_distance",
+    "segment_attention",
+    "single_step_denoise",
+    "subspace_attention",
+    "token_statistics",
+    "white_box_block",
+)
 
 
 def operators(modules: tuple[str, ...] = MODULES) -> tuple[Operator, ...]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels.coding_rate import subspace_coding_rate
 
 from .case import Case, Operator, Work, normal

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels.denoise_loss import denoise_loss
 from scdd.kernels.noise_patch_embed import patch_noise
 

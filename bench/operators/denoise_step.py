@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-
 from scdd.kernels._philox import philox_normal_quads
 from scdd.kernels.denoise_step import denoise_step, denoise_step_with_estimate
 

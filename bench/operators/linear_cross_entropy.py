@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels.linear_cross_entropy import masked_linear_cross_entropy
 
 from .case import Case, Operator, Unavailable, Work, normal

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels.noise_patch_embed import noise_patch_embed, patch_noise
 
 from .case import Case, Operator, Work, normal

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels._segments import SegmentSchedule, segment_schedule
 from scdd.kernels.segment_attention import segment_attention, tiles
 

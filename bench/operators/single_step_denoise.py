@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels.single_step_denoise import DenoiserWeights, single_step_denoise
 
 from .case import Case, Operator, Unavailable, Work, normal

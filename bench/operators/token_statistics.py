@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels.token_statistics import token_statistics_attention
 
 from .case import Case, Operator, Work, normal

@@ -10,8 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
-from scdd.kernels import gated_residual_modulate, modulate
-from scdd.kernels.ista import ista_step
+from scdd.kernels import gated_residual_modulate, ista_step, modulate, multihead_subspace_attention
 
 from .case import Case, Operator, Work, normal
 from .ista import STEP_SIZE, THRESHOLD
@@ -65,8 +64,7 @@ def _ours(
 
 def _attend(w: Tensor) -> Tensor:
     """Attention of each token to those of its subspace: queries, keys and values are the same."""
-    heads = _heads(w)
-    return F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2).reshape(w.shape)
+    return multihead_subspace_attention(w.unflatten(-1, (-1, HEAD_WIDTH))).flatten(2)
 
 
 def _heads(w: Tensor) -> Tensor:

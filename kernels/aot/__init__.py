@@ -14,7 +14,22 @@ if TYPE_CHECKING:
 
 ARCHITECTURES: Final = (80, 90, 100)
 
-OPERATORS: Final = ("attention_map", "coding_rate", "denoise_loss", "denoise_step", "embed_genes", "ista", "linear_cross_entropy", "modulate", "noise_patch_embed", "sample_distance", "single_step_denoise", "subspace_attention", "token_statistics",)
+OPERATORS: Final = (
+    "attention_map",
+    "coding_rate",
+    "denoise_loss",
+    "denoise_step",
+    "embed_genes",
+    "ista",
+    "linear_cross_entropy",
+    "modulate",
+    "noise_patch_embed",
+    "sample_distance",
+    "segment_attention",
+    "single_step_denoise",
+    "subspace_attention",
+    "token_statistics",
+)
 
 
 def every_build(operators: tuple[str, ...] = OPERATORS) -> dict[str, Build]:

@@ -26,7 +26,7 @@ def builds() -> dict[str, Build]:
     The dearest form is gated and sums over rows; without a gate a kernel does part of the same work. The two
     16-bit dtypes differ in one conversion. To build all combinations would take minutes and say nothing new.
     """
-    found = {}
+    found: dict[str, Build] = {}
     for tile, size in tiles.every_tile():
         dtype = "bf16" if size == 2 else "fp32"
         found |= pair(tile, dtype, tile.width, gated=True, sum_shift=True)
@@ -58,7 +58,7 @@ def _build(
 ) -> Build:
     return Build(
         kernel=kernel,
-        types=pointer_types(kernel, dtype, _SCALARS | types),
+        types=pointer_types(kernel, dtype, {**_SCALARS, **types}),
         constants=constants,
         num_warps=tile.num_warps,
         max_registers=_MAX_REGISTERS,

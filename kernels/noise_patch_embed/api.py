@@ -159,7 +159,10 @@ def patch_noise(
 
 
 def _noise_patch_embed(
-    tensors: tuple[Tensor, ...], seed: int | Tensor | None, eps: Tensor | None, implementation: Implementation
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor],
+    seed: int | Tensor | None,
+    eps: Tensor | None,
+    implementation: Implementation,
 ) -> tuple[Tensor, Tensor]:
     _check(*tensors, seed=seed, eps=eps)
     x0, weight = tensors[0], tensors[3]
