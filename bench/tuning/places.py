@@ -6,7 +6,7 @@ import importlib.util
 import pkgutil
 from contextlib import contextmanager
 from functools import wraps
-from types import FunctionType, MappingProxyType
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from scdd import kernels
@@ -52,7 +52,7 @@ def _replaced(table: Any, keys: tuple[Hashable, ...], entry: object) -> Any:
     inner = _replaced(table[keys[0]], keys[1:], entry)
     if isinstance(table, tuple):
         return tuple(inner if place == keys[0] else old for place, old in enumerate(table))
-    return MappingProxyType({**table, keys[0]: inner})
+    return type(table)({**table, keys[0]: inner})
 
 
 class Call(NamedTuple):

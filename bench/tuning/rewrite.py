@@ -70,10 +70,10 @@ def _edits(node: ast.expr, before: Any, after: Any) -> list[tuple[tuple[int, int
         return [edit for part, old, new in parts for edit in _edits(part, old, new)]
     if dataclasses.is_dataclass(after) and isinstance(node, ast.Call):
         return _fields(node, before, after)
+    if before == after:
+        return []
     if type(_value(node)) is not type(before) or _value(node) != before:
         raise NotLiteral(f"line {node.lineno} has no literal {before!r}")
-    if before == after and type(before) is type(after):
-        return []
     return [((node.lineno, node.col_offset), _end(node), repr(after))]
 
 
