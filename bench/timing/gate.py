@@ -51,7 +51,8 @@ def standard(
 def gate(operator: Operator, case: Case, dtype: torch.dtype, device: torch.device) -> list[str]:
     """Name every result whose error is over twice that of PyTorch in the same dtype."""
     inputs = case.inputs(dtype, device)
-    allowed = standard(operator, case, inputs, dtype, operator.truth or operator.eager)
+    peer = operator.peer or operator.truth or operator.eager
+    allowed = standard(operator, case, inputs, dtype, peer)
     return allowed.wrong(results(operator.ours, inputs, operator.differentiable))
 
 
