@@ -108,14 +108,18 @@ def mode_of(place: Place, entries: Iterable[object], found: dict[str, list[Call]
 
 
 def passed(
-    operator: Operator, inputs: dict[str, Any], place: Place, entries: dict[object, Any], allowed: Standard
+    operator: Operator,
+    inputs: dict[str, Any],
+    place: Place,
+    entries: dict[object, Any],
+    allowed: Standard | None,
 ) -> Iterator[tuple[object, list[str]]]:
-    """Each entry with what is wrong with its results."""
+    """Each entry with what is wrong with its results; where nothing is `allowed`, it only has to run."""
     for entry in entries:
         try:
             with place.holding(entry):
                 found = results(operator.ours, inputs, operator.differentiable)
-            yield entry, allowed.wrong(found)
+            yield entry, allowed.wrong(found) if allowed else []
         except Exception as error:
             # most likely more registers or shared memory than there are
             yield entry, [f"{type(error).__name__}: {str(error)[:300]}"]
@@ -142,7 +146,7 @@ def tune(
     if not tried:
         yield {"skipped": "it has no choice of tiles here"}
         return
-    allowed = standard(operator, case, inputs, dtype, operator.ours)
+    allowed = None if options.warm else standard(operator, case, inputs, dtype, operator.ours)
     for place, entries in tried.items():
         subject = {"place": f"{place.module.__name__}: {place}"}
         sound = []
