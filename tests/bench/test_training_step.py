@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import table
 import torch
 import training_step
 from training import fused, published
@@ -103,3 +104,8 @@ def test_the_command_writes_json_lines(tmp_path):
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["implementation"] for line in lines] == ["scdd", "published", "algebra"]
     assert all(line["p50_us"] > 0 and line["cells_per_s"] > 0 for line in lines)
+    shown = table.table(lines).splitlines()[2:]
+    assert len(shown) == 3
+    ratio = lines[1]["p50_us"] / lines[0]["p50_us"]
+    assert f"| {ratio:.2f}x |" in shown[0]
+    assert "| 1.00x |" in shown[1]
