@@ -12,6 +12,7 @@ from .._check import (
     require_dims,
     require_float,
     require_like,
+    require_number,
     require_shape,
     require_tensor,
 )
@@ -199,6 +200,8 @@ def _check(
     require_lengths(cu_seqlens, len(q))
     if cu_seqlens.device.type != "cpu":
         require_device_of("cu_seqlens", cu_seqlens, "q", q)
+    if scale is not None:
+        require_number("scale", scale)
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; it must be positive, None for 1 / sqrt(D)")
     if schedule is not None:

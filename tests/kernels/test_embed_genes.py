@@ -279,7 +279,7 @@ def test_refuses_and_says_what_to_do(changes, kind, message):
 
 def test_refuses_other_settings():
     inputs = make_inputs("silu")
-    with pytest.raises(ValueError, match="activation is 'relu'; choose 'silu' or 'gelu'"):
+    with pytest.raises(ValueError, match="activation is 'relu'; choose one of 'silu', 'gelu'"):
         operator(**inputs | {"kind": "relu"})
     with pytest.raises(TypeError, match="encoding is a int; pass SoftBins or ValueMLP"):
         embed_genes(inputs["genes"], inputs["values"], gene_table=inputs["gene_table"], encoding=1)

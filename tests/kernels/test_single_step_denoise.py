@@ -324,7 +324,7 @@ def test_refuses_and_says_what_to_do(changes, kind, message):
     [
         ({"kind": "u"}, ValueError, "parameterisation is 'u'; choose one of 'eps', 'v', 'x0'"),
         ({"norm_eps": -1.0}, ValueError, "norm_eps is -1.0; .* can not be negative"),
-        ({"seed": 3}, ValueError, "both eps and seed are given"),
+        ({"seed": 3}, ValueError, "both seed and eps are given"),
         ({"signal": torch.ones(5)}, TypeError, "one of signal and noise is a tensor"),
         (
             {"signal": torch.ones(5, 1), "noise": torch.ones(5)},
