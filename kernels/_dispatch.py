@@ -45,16 +45,16 @@ def define(
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, without_autocast(kernel if INTERPRET else reference), "CPU")
-    _LIBRARY.impl(name, without_autocast(kernel), "CUDA")
+    _LIBRARY.impl(name, kernel if INTERPRET else reference, "CPU")
+    _LIBRARY.impl(name, kernel, "CUDA")
     torch.library.register_fake(f"scdd::{name}", fake, lib=_LIBRARY)
     operator = getattr(torch.ops.scdd, name).default
     for key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA):
-        _LIBRARY.impl(name, _without_autocast(operator, torch._C.DispatchKeySet(key)), key.name)
+        _LIBRARY.impl(name, _past_autocast(operator, torch._C.DispatchKeySet(key)), key.name)
     return operator
 
 
-def _without_autocast(
+def _past_autocast(
     operator: torch._ops.OpOverload, keys: torch._C.DispatchKeySet
 ) -> Callable[..., object]:
     """`operator` with autocast off on the device of `keys`. It costs nothing where there is none."""
@@ -66,7 +66,7 @@ def _without_autocast(
     return call
 
 
-def without_autocast(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
+def outside_autocast(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """`function` as it is outside of autocast, which would round the products inside an operator to 16 bits.
 
     Tensors that a user has cast keep their dtype: an operator takes them as they are.

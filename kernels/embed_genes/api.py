@@ -16,7 +16,7 @@ from .._check import (
     require_shape,
     require_whole,
 )
-from .._dispatch import is_fused, without_autocast
+from .._dispatch import is_fused, outside_autocast
 from . import ops, reference
 from .tiles import MAX_COLUMNS, MAX_HIDDEN, MAX_WIDTH
 
@@ -166,7 +166,7 @@ def embed_genes(
     return reference.embed(*operands)
 
 
-@without_autocast
+@outside_autocast
 def _operands_of(
     encoding: SoftBins | ValueMLP | None, stream_table: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._dispatch import without_autocast
+from .._dispatch import outside_autocast
 
 # How values are encoded, and how tokens are normalised, as the operators name it.
 NO_VALUES, SOFT_BINS, MIXED_BINS, SILU_MLP, GELU_MLP = range(5)
@@ -69,7 +69,7 @@ def columns(x: Operands) -> Columns:
     return Columns(count, first, x.table.shape[0] - first)
 
 
-@without_autocast
+@outside_autocast
 def embed(*operands: Tensor | float | None) -> Tensor:
     """``norm(gene_table[gene] + weights @ table)``, or the row of `prefix_table` in place of a gene's."""
     x = Operands(*operands)  # type: ignore[arg-type]

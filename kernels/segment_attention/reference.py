@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._dispatch import without_autocast
+from .._dispatch import outside_autocast
 from .._segments import checked_starts
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Biases(NamedTuple):
         return Biases(self.key_weight, key_value, self.slope, coordinate)
 
 
-@without_autocast
+@outside_autocast
 def segment_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, biases: Biases
 ) -> tuple[Tensor, Tensor]:
