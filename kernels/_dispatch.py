@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args
 
 import torch
 
@@ -20,6 +21,8 @@ TRITON_INSTALLED: Final = importlib.util.find_spec("triton") is not None
 
 TRITON_DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
 
+_Result = TypeVar("_Result")
+
 _LIBRARY = torch.library.Library("scdd", "FRAGMENT")
 
 
@@ -33,16 +36,36 @@ def define(
     """Register one operator as ``scdd::<name>`` and return it.
 
     CPU tensors get `reference`, CUDA tensors `kernel`. Under ``TRITON_INTERPRET=1`` CPU tensors get `kernel`
-    too, so that the tests of an operator exercise its Triton code without a GPU.
+    too, so that the tests of an operator exercise its Triton code without a GPU. All run outside autocast.
 
     No gradient is registered: an ``autograd.Function`` around the operator costs less a call.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
-    _LIBRARY.impl(name, kernel if INTERPRET else reference, "CPU")
-    _LIBRARY.impl(name, kernel, "CUDA")
+    _LIBRARY.impl(name, outside_autocast(kernel if INTERPRET else reference, "cpu"), "CPU")
+    _LIBRARY.impl(name, outside_autocast(kernel, "cuda"), "CUDA")
     torch.library.register_fake(f"scdd::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.scdd, name).default
+
+
+def outside_autocast(
+    compute: Callable[..., _Result], device_type: str | None = None
+) -> Callable[..., _Result]:
+    """Have `compute` see its tensors as they are, whatever its caller casts.
+
+    Autocast reaches into Python implementations: their products in float32 would be taken in 16 bits. Without
+    a `device_type` that of the first argument counts.
+    """
+
+    @functools.wraps(compute)
+    def as_they_are(*args: Any, **kwargs: Any) -> _Result:
+        device = args[0].device.type if device_type is None else device_type
+        if not torch.is_autocast_enabled(device):
+            return compute(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return compute(*args, **kwargs)
+
+    return as_they_are
 
 
 def is_fused(implementation: Implementation, x: torch.Tensor, *, limit: str | None = None) -> bool:

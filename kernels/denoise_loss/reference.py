@@ -19,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _philox
+from .. import _dispatch, _philox
 
 
+@_dispatch.outside_autocast
 def denoise_loss(
     h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor,
     x0: Tensor, signal: Tensor, noise: Tensor, cell_weight: Tensor | None,

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _philox
+from .. import _dispatch, _philox
 
 
+@_dispatch.outside_autocast
 def noise_patch_embed(
     x0: Tensor, signal: Tensor, noise: Tensor, weight: Tensor, bias: Tensor, position: Tensor,
     seed: Tensor | None, eps: Tensor | None,
