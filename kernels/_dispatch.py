@@ -54,9 +54,7 @@ def define(
     return operator
 
 
-def _past_autocast(
-    operator: torch._ops.OpOverload, keys: torch._C.DispatchKeySet
-) -> Callable[..., object]:
+def _past_autocast(operator: torch._ops.OpOverload, keys: torch._C.DispatchKeySet) -> Callable[..., object]:
     """`operator` with autocast off on the device of `keys`. It costs nothing where there is none."""
 
     def call(*args: object) -> object:

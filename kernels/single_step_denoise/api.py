@@ -135,17 +135,18 @@ def single_step_denoise(
     levels = _levels(z, signal, noise)
     drawn = None if seed is None else as_seed(seed, z.device)
     fused = is_fused(implementation, z, limit=_limit(z, weights))
-    settings = (mean, std, parameterisation, norm_eps)
+    settings = (parameterisation, norm_eps)
     if not fused:
         return reference.single_step_denoise(
-            z, eps, drawn, condition, modulation, weights, *levels, *settings
+            z, eps, drawn, condition, modulation, weights, *levels, mean, std, *settings
         )  # fmt: skip
     if torch.is_grad_enabled():
         _check_frozen(modulation, *weights, *levels[:2], eps, mean, std)
-    z, eps = z.contiguous(), None if eps is None else eps.contiguous()
-    return ops.SingleStepDenoise.apply(
-        z, eps, drawn, condition, modulation.contiguous(), tuple(weights), levels, *settings
-    )
+    given = (z, eps, drawn, condition, modulation)
+    given = (None if part is None else part.contiguous() for part in given)
+    mean, std = (None if part is None else part.contiguous() for part in (mean, std))
+    packed = tuple(part.contiguous() for part in weights)
+    return ops.SingleStepDenoise.apply(*given, packed, levels, mean, std, *settings)
 
 
 def _check_network(z: Tensor, modulation: Tensor, weights: DenoiserWeights) -> None:
