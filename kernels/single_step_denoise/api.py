@@ -142,8 +142,8 @@ def single_step_denoise(
         )  # fmt: skip
     if torch.is_grad_enabled():
         _check_frozen(modulation, *weights, *levels[:2], eps, mean, std)
-    given = (z, eps, drawn, condition, modulation)
-    given = (None if part is None else part.contiguous() for part in given)
+    operands = (z, eps, drawn, condition, modulation)
+    given = (None if part is None else part.contiguous() for part in operands)
     mean, std = (None if part is None else part.contiguous() for part in (mean, std))
     packed = tuple(part.contiguous() for part in weights)
     return ops.SingleStepDenoise.apply(*given, packed, levels, mean, std, *settings)

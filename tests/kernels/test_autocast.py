@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scdd import kernels
 from torch import nn
+
+from scdd import kernels
 
 
 def noise_patch_embed(draw, implementation):

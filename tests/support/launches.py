@@ -22,13 +22,12 @@ del os.environ["TRITON_INTERPRET"]
 import torch
 import triton
 import triton.language as tl
+from scdd.kernels import _triton
 from triton._C.libtriton import ir
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction
-
-from scdd.kernels import _triton
 
 _triton.INTERPRETED = tl.constexpr(False)
 
