@@ -75,25 +75,35 @@ _BIASED: Final[Mapping[tuple[Kernel, int, int], tuple[Tile, ...]]] = MappingProx
     }
 )
 
-# What may be tried on a GPU in place of the table, for schedules of 128 rows and 16-bit elements.
+# Place in a table -> what may be tried there: the tiles for schedules of 128 rows and 16-bit elements.
 CANDIDATES: Final = MappingProxyType(
     {
-        ("forward", 32): (Tile(128, 64, 8, 3, 128), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3)),
-        ("forward", 64): (
+        ("_TABLE", ("forward", 32, 2), 0): (
+            Tile(128, 64, 8, 3, 128), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3),
+        ),
+        ("_TABLE", ("forward", 64, 2), 0): (
             Tile(128, 64, 8, 3, 128), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2, 128), Tile(128, 128, 8, 2),
             Tile(64, 64, 4, 3), Tile(64, 64, 4, 3, 168),
         ),
-        ("forward", 128): (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(128, 32, 8, 3), Tile(64, 32, 4, 3)),
-        ("queries", 32): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
-        ("queries", 64): (
+        ("_TABLE", ("forward", 128, 2), 0): (
+            Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(128, 32, 8, 3), Tile(64, 32, 4, 3),
+        ),
+        ("_TABLE", ("queries", 32, 2), 0): (
+            Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2),
+        ),
+        ("_TABLE", ("queries", 64, 2), 0): (
             Tile(128, 64, 8, 2), Tile(128, 32, 8, 2, 128), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2),
         ),
-        ("queries", 128): (
+        ("_TABLE", ("queries", 128, 2), 0): (
             Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 4, 2),
         ),
-        ("keys", 32): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
-        ("keys", 64): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 4, 2)),
-        ("keys", 128): (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+        ("_TABLE", ("keys", 32, 2), 0): (
+            Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2),
+        ),
+        ("_TABLE", ("keys", 64, 2), 0): (
+            Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 4, 2),
+        ),
+        ("_TABLE", ("keys", 128, 2), 0): (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     }
 )  # fmt: skip
 
