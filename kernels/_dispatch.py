@@ -35,14 +35,30 @@ def define(
     CPU tensors get `reference`, CUDA tensors `kernel`. Under ``TRITON_INTERPRET=1`` CPU tensors get `kernel`
     too, so that the tests of an operator exercise its Triton code without a GPU.
 
-    No gradient is registered: an ``autograd.Function`` around the operator costs less a call.
+    No gradient is registered: an ``autograd.Function`` around the operator costs less a call. Autocast ends at
+    the operator, which takes tensors as they are: a product inside it would be rounded to 16 bits.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
     _LIBRARY.impl(name, kernel if INTERPRET else reference, "CPU")
     _LIBRARY.impl(name, kernel, "CUDA")
     torch.library.register_fake(f"scdd::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.scdd, name).default
+    operator = getattr(torch.ops.scdd, name).default
+    for key in (torch._C.DispatchKey.AutocastCPU, torch._C.DispatchKey.AutocastCUDA):
+        _LIBRARY.impl(name, _without_autocast(operator, torch._C.DispatchKeySet(key)), key.name)
+    return operator
+
+
+def _without_autocast(
+    operator: torch._ops.OpOverload, keys: torch._C.DispatchKeySet
+) -> Callable[..., object]:
+    """`operator` with autocast off on the device of `keys`. It costs nothing where there is none."""
+
+    def call(*args: object) -> object:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return operator(*args)
+
+    return call
 
 
 def is_fused(implementation: Implementation, x: torch.Tensor, *, limit: str | None = None) -> bool:
