@@ -35,8 +35,8 @@ def define(
     CPU tensors get `reference`, CUDA tensors `kernel`. Under ``TRITON_INTERPRET=1`` CPU tensors get `kernel`
     too, so that the tests of an operator exercise its Triton code without a GPU.
 
-    No gradient is registered: an ``autograd.Function`` around the operator costs less a call. Autocast ends at
-    the operator, which takes tensors as they are: a product inside it would be rounded to 16 bits.
+    No gradient is registered: an ``autograd.Function`` around the operator costs less a call. Autocast ends
+    at the operator, which takes tensors as they are: products inside it would be rounded to 16 bits.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)

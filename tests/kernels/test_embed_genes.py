@@ -241,6 +241,16 @@ def test_compiles_to_one_graph_of_any_size(device, form):
             torch.testing.assert_close(value, eager[name])
 
 
+@pytest.mark.parametrize("form", ["mixed", "silu"])
+def test_under_autocast(device, form):
+    """The gradients too are what they are without it; their products are PyTorch's."""
+    inputs = make_inputs(form, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        cast = with_gradients(operator, inputs)
+    for name, value in with_gradients(operator, inputs).items():
+        torch.testing.assert_close(cast[name], value, rtol=0, atol=0)
+
+
 # ------------------------------------------------------------------------------ errors
 
 
