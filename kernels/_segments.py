@@ -107,6 +107,11 @@ def require_schedule(schedule: SegmentSchedule, total: int, device: torch.device
             raise ValueError(
                 f"schedule.{name} is on {tensor.device} and q is on {device}; move it with .to(q.device)"
             )
+        if not tensor.is_contiguous():
+            raise ValueError(
+                f"schedule.{name} has strides {tensor.stride()}; the kernels read it row by row, "
+                "pass it .contiguous()"
+            )
     if tile_rows < 1:
         raise ValueError(f"schedule.tile_rows is {tile_rows}; pass that which the tiles were cut to")
 

@@ -20,6 +20,7 @@ from scdd.kernels.segment_attention import (
     segment_attention_with_lse,
     tiles,
 )
+from scdd.kernels.segment_attention.reference import key_gradients
 from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, error, in_float64, with_gradients
 
 # what a tile meets: nothing, less and more than 16 and 64 rows, several tiles; empty first, inside and last
@@ -265,6 +266,13 @@ def test_registration(device, biases):
         torch.library.opcheck(op, arguments)
 
 
+def test_gradients_that_are_not_asked_for_are_of_one_kind():
+    """Where they are empty too they are what the fake says, as a captured graph relies on it."""
+    like = torch.zeros(2, 3, dtype=torch.float64, device="meta")
+    for gradient in key_gradients(None, None, None, like):
+        assert (gradient.dtype, gradient.device, gradient.numel()) == (like.dtype, like.device, 0)
+
+
 @pytest.mark.parametrize("biases", ["", "ks"])
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_compiles_to_one_graph_of_any_size(device, scheduled, biases):
@@ -322,6 +330,16 @@ def wrong(**changes):
         ({"schedule": lambda s: s._replace(tiles=s.tiles.long())}, TypeError, r"schedule\.tiles has dtype"),
         ({"schedule": lambda s: s._replace(tiles=s.tiles.to("meta"))}, ValueError, r"tiles is on meta"),
         ({"schedule": lambda s: s._replace(tile_rows=0)}, ValueError, r"schedule\.tile_rows is 0"),
+        (
+            {"schedule": lambda s: s._replace(tiles=s.tiles.T.contiguous().T)},
+            ValueError,
+            r"tiles has strides",
+        ),
+        (
+            {"schedule": lambda s: s._replace(segments=s.segments.repeat_interleave(2)[::2])},
+            ValueError,
+            r"schedule\.segments has strides \(2,\); the kernels read it",
+        ),
         ({"implementation": lambda i: "cuda"}, ValueError, r"implementation is 'cuda'; choose one of"),
     ],
 )
