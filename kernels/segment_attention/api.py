@@ -150,7 +150,8 @@ def segment_attention_with_lse(
     >>> out, lse = scdd.kernels.segment_attention_with_lse(q, k, v, cu_seqlens)
     """
     biases = Biases(key_weight, key_value, slope, coordinate)
-    return SegmentAttentionOutput(*_run(q, k, v, cu_seqlens, scale, biases, schedule, implementation))
+    out, lse, unit = _run(q, k, v, cu_seqlens, scale, biases, schedule, implementation)
+    return SegmentAttentionOutput(out, lse if unit == 1 else lse * unit)
 
 
 def _run(
@@ -162,18 +163,20 @@ def _run(
     biases: Biases,
     schedule: SegmentSchedule | None,
     implementation: Implementation,
-) -> tuple[Tensor, Tensor]:
-    """`out` [T, H, D] and `lse` [T, H]."""
+) -> tuple[Tensor, Tensor, float]:
+    """`out` [T, H, D], `lse` [T, H] and the unit of the latter."""
     _check(q, k, v, cu_seqlens, scale, schedule)
     _check_biases(q, biases)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not is_fused(implementation, q, limit=_limit(q)):
-        return reference.segment_attention(q, k, v, cu_seqlens, scale, biases)
+        return *reference.segment_attention(q, k, v, cu_seqlens, scale, biases), 1.0
     cut: tuple[Tensor | None, Tensor | None, int] = (None, None, 0)
+    unit = 1.0
     if tiles.are_used(q.device):
         cut = schedule or _schedule(q, cu_seqlens)
+        unit = math.log(2)
     out, lse = ops.SegmentAttention.apply(q, k, v, cu_seqlens, *cut[:2], *biases, scale, cut[2])
-    return out, lse.mT
+    return out, lse.mT, unit
 
 
 def _schedule(q: Tensor, cu_seqlens: Tensor) -> SegmentSchedule:
