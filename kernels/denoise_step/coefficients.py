@@ -145,7 +145,13 @@ def _times(alpha_bar: float | Tensor, alpha_bar_next: float | Tensor) -> tuple[T
     """Both in float64, of one shape and on one device."""
     tensors = [value for value in (alpha_bar, alpha_bar_next) if isinstance(value, Tensor)]
     device = tensors[0].device if tensors else None
-    now, after = (torch.as_tensor(v, dtype=torch.float64, device=device) for v in (alpha_bar, alpha_bar_next))
+    # a number is filled in where the tensors are: to copy it there would wait for the device
+    now, after = (
+        value.to(device, torch.float64)
+        if isinstance(value, Tensor)
+        else torch.full((), value, dtype=torch.float64, device=device)
+        for value in (alpha_bar, alpha_bar_next)
+    )
     if not tensors and not 0 < now <= after <= 1:
         raise ValueError(
             f"alpha_bar is {alpha_bar} and the next {alpha_bar_next}; they grow towards 1 as noise is removed"
