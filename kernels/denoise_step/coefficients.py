@@ -197,7 +197,13 @@ def _times(
         require_device_of(names[1], tensors[1], names[0], tensors[0])
         if tensors[0].ndim and tensors[1].ndim:
             require_shape(names[1], tensors[1], tuple(tensors[0].shape), f"that of {names[0]}")
-    now, after = (torch.as_tensor(v, dtype=torch.float64, device=device) for v in (alpha_bar, alpha_bar_next))
+    # a number is filled in where the tensors are: to copy it there would wait for the device
+    now, after = (
+        value.to(device, torch.float64)
+        if isinstance(value, Tensor)
+        else torch.full((), value, dtype=torch.float64, device=device)
+        for value in (alpha_bar, alpha_bar_next)
+    )
     if not tensors and not (0 < now <= after <= 1 and now < 1):
         raise ValueError(
             f"{names[0]} is {alpha_bar} and {names[1]} is {alpha_bar_next}; they grow towards 1 as noise is "

@@ -142,11 +142,11 @@ def single_step_denoise(
         )  # fmt: skip
     if torch.is_grad_enabled():
         _check_frozen(modulation, *weights, *levels[:2], eps, mean, std)
-    operands = (z, eps, drawn, condition, modulation)
-    given = (None if part is None else part.contiguous() for part in operands)
+    given = (z, eps, drawn, condition, modulation)
+    parts = (None if part is None else part.contiguous() for part in given)
     mean, std = (None if part is None else part.contiguous() for part in (mean, std))
     packed = tuple(part.contiguous() for part in weights)
-    return ops.SingleStepDenoise.apply(*given, packed, levels, mean, std, *settings)
+    return ops.SingleStepDenoise.apply(*parts, packed, levels, mean, std, *settings)
 
 
 def _check_network(z: Tensor, modulation: Tensor, weights: DenoiserWeights) -> None:
