@@ -11,10 +11,9 @@ import pytest
 import table
 import torch
 import training_step
+from scdd.kernels.noise_patch_embed import patch_noise
 from training import fused, published
 from training.published import Sizes, Transformer
-
-from scdd.kernels.noise_patch_embed import patch_noise
 
 BENCH = Path(__file__).parents[2] / "bench"
 SIZES = {"genes": 40, "patch": 10, "width": 64, "heads": 2, "depth": 2}
