@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
+from ._dispatch import outside_autocast
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -105,6 +107,7 @@ def philox_normal_quads(
     return torch.stack(numbers, -1).view(*rows, 4 * quads)[..., :columns]
 
 
+@outside_autocast
 def patch_noise(seed: Tensor, cells: int, genes: int, patch: int, dtype: torch.dtype) -> Tensor:
     """Noise [cells, genes] whose rows of quads are patches of `patch` genes, the last cut short.
 

@@ -71,7 +71,7 @@ def segment_attention_backward(
                 KEY_GRADIENT=key_gradient, SLOPE_GRADIENT=slope_gradient,
                 **_options(tile, q),
             )  # fmt: skip
-    dweight, dvalue = key_gradients(None if dbias is None else dbias.mT, key_weight, key_value)
+    dweight, dvalue = key_gradients(None if dbias is None else dbias.mT, key_weight, key_value, lse)
     return dq, dk, dv, dweight, dvalue, _slope_gradient(dslope, heads, q)
 
 

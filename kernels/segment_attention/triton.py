@@ -10,6 +10,7 @@ partial step. Where segments share the tile, rows are told apart by segment; and
 not silence a NaN, what goes into a product of matrices across segments is made finite first.
 
 Scores are in units of log 2: ``exp2`` is the instruction, and its factor goes into the scale and the biases.
+So is `lse`, which meets the same scores again in the backward: another unit would round it once more.
 The naming system is described in `scdd.kernels._triton`; here ``m`` counts queries and ``n`` keys.
 """
 
@@ -21,7 +22,6 @@ import triton.language as tl
 from .._triton import dot, store_narrow
 
 _LOG2E = tl.constexpr(1.4426950408889634)
-_LN2 = tl.constexpr(0.6931471805599453)
 _COLUMNS = tl.constexpr(6)
 
 
@@ -88,6 +88,15 @@ def biased(b_s, scale, b_bias, slope, b_distance, KEY_BIAS: tl.constexpr, SLOPE:
     if SLOPE:
         b_s -= slope * b_distance
     return b_s
+
+
+@triton.jit
+def weight_of(b_excess):
+    """Weight of a score by how far it lies above the logarithm of the sum of its row.
+
+    That is never, but for the rounding of two large numbers, which must not become a factor. A NaN stays.
+    """
+    return tl.exp2(tl.minimum(b_excess, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
@@ -175,7 +184,7 @@ def segment_attention_fwd_kernel(
     store_rows(out, b_acc / b_sum[:, None], first, end, i_h, H, D, BD, BM)
     o_m = tl.arange(0, BM)
     p_lse = lse + i_h.to(tl.int64) * T + first + o_m
-    tl.store(p_lse, (b_max + tl.log2(b_sum)) * _LN2, mask=o_m < (end - first))
+    tl.store(p_lse, b_max + tl.log2(b_sum), mask=o_m < (end - first))
 
 
 @triton.jit
@@ -197,7 +206,7 @@ def queries_step(
     if SLOPE:
         b_distance = tl.abs(b_at[:, None] - load_each(coordinate, i_n, end, BN, 0.0)[None, :])
     b_s = biased(b_s, scale, b_bias, slope, b_distance, KEY_BIAS, SLOPE)
-    b_p = tl.exp2(b_s - b_lse[:, None])
+    b_p = weight_of(b_s - b_lse[:, None])
     b_ds = b_p * (b_dp - b_delta[:, None])
     if SHARED:
         b_other = load_each(segments, i_n, end, BN, -2)
@@ -232,7 +241,7 @@ def queries_bwd_kernel(
     # [BM]; exp2 of a score less infinity is the zero that rows past the end must be
     b_delta = tl.sum(b_do.to(tl.float32) * b_out.to(tl.float32), 1)
     p = i_h.to(tl.int64) * T
-    b_lse = load_each(lse + p, first, end, BM, float("inf")) * _LOG2E
+    b_lse = load_each(lse + p, first, end, BM, float("inf"))
     b_q = load_rows(q, first, end, stride_q, i_h, D, BD, BM)
     b_acc = tl.zeros([BM, BD], tl.float32)
     b_rest = tl.zeros([BM], tl.float32)
@@ -275,13 +284,13 @@ def keys_step(
     b_do = load_rows(dout, i_m, end, H * D, i_h, D, BD, BM)
     b_dp = dot(b_v, tl.trans(b_do), tl.zeros([b_k.shape[0], BM], tl.float32))
     # [BM]; exp2 of a score less infinity is the zero that queries past the end must be
-    b_lse = load_each(lse, i_m, end, BM, float("inf")) * _LOG2E
+    b_lse = load_each(lse, i_m, end, BM, float("inf"))
     b_delta = load_each(delta, i_m, end, BM, 0.0)
     b_distance = 0.0
     if SLOPE:
         b_distance = tl.abs(b_at[:, None] - load_each(coordinate, i_m, end, BM, 0.0)[None, :])
     b_s = biased(b_s, scale, b_bias, slope, b_distance, KEY_BIAS, SLOPE)
-    b_p = tl.exp2(b_s - b_lse[None, :])
+    b_p = weight_of(b_s - b_lse[None, :])
     b_ds = b_p * (b_dp - b_delta[None, :])
     if SHARED:
         b_same = b_segment[:, None] == load_each(segments, i_m, end, BM, -2)[None, :]

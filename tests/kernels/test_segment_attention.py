@@ -20,6 +20,7 @@ from scdd.kernels.segment_attention import (
     segment_attention_with_lse,
     tiles,
 )
+from scdd.kernels.segment_attention.reference import key_gradients
 from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, error, in_float64, with_gradients
 
 # what a tile meets: nothing, less and more than 16 and 64 rows, several tiles; empty first, inside and last
@@ -265,6 +266,13 @@ def test_registration(device, biases):
         torch.library.opcheck(op, arguments)
 
 
+def test_gradients_that_are_not_asked_for_are_of_one_kind():
+    """Where they are empty too they are what the fake says, as a captured graph relies on it."""
+    like = torch.zeros(2, 3, dtype=torch.float64, device="meta")
+    for gradient in key_gradients(None, None, None, like):
+        assert (gradient.dtype, gradient.device, gradient.numel()) == (like.dtype, like.device, 0)
+
+
 @pytest.mark.parametrize("biases", ["", "ks"])
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_compiles_to_one_graph_of_any_size(device, scheduled, biases):
@@ -322,6 +330,16 @@ def wrong(**changes):
         ({"schedule": lambda s: s._replace(tiles=s.tiles.long())}, TypeError, r"schedule\.tiles has dtype"),
         ({"schedule": lambda s: s._replace(tiles=s.tiles.to("meta"))}, ValueError, r"tiles is on meta"),
         ({"schedule": lambda s: s._replace(tile_rows=0)}, ValueError, r"schedule\.tile_rows is 0"),
+        (
+            {"schedule": lambda s: s._replace(tiles=s.tiles.T.contiguous().T)},
+            ValueError,
+            r"tiles has strides",
+        ),
+        (
+            {"schedule": lambda s: s._replace(segments=s.segments.repeat_interleave(2)[::2])},
+            ValueError,
+            r"schedule\.segments has strides \(2,\); the kernels read it",
+        ),
         ({"implementation": lambda i: "cuda"}, ValueError, r"implementation is 'cuda'; choose one of"),
     ],
 )
@@ -500,12 +518,27 @@ def test_kernel_with_any_schedule(poisoned, tile_rows, bounded):
 
 @pytest.mark.parametrize(
     ("spread", "dtype"),
-    [(1e-4, "fp32"), (1e-4, "bf16"), (10, "fp32"), (10, "bf16"), (10, "fp16"), (100, "fp32"), (100, "bf16")],
+    [
+        *((spread, dtype) for spread in (1e-4, 10, 100, 1e4) for dtype in ("fp32", "bf16")),
+        (10, "fp16"),
+    ],
 )
 def test_kernel_on_extreme_values(poisoned, spread, dtype):
-    """Scores of up to 1e5, of which one takes all the weight; and so small that all have the same."""
+    """Scores of up to 1e9, of which one takes all the weight; and so small that all have the same."""
     inputs = make_inputs((5, 70), 1, biases="", dtype=DTYPES[dtype], device=poisoned, spread=spread)
     check(inputs, "triton", spread=max(spread, 1))
+
+
+def test_kernel_shows_a_query_that_is_not_a_number(poisoned):
+    """It attends to all of its segment, so all of their gradients are lost; those of others are not."""
+    inputs = make_inputs((20, 3, 70), device=poisoned)
+    with torch.no_grad():
+        inputs["q"][21] = torch.nan
+        inputs["q"][40] = torch.nan
+    found = with_gradients(operator("triton"), inputs)
+    for name in ("dk", "dv", "dkey_value"):
+        assert found[name][:20].isfinite().all(), name
+        assert found[name][20:].isnan().all(), name
 
 
 def test_kernel_on_constant_rows(poisoned):
