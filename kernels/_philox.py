@@ -55,7 +55,8 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
             raise TypeError(f"seed has dtype {seed.dtype}; cast it with seed.to(torch.int64)")
         if seed.numel() != 1:
             raise ValueError(f"seed has shape {tuple(seed.shape)}; give one number")
-        if seed.device != device:
+        # "cuda" is the current GPU, whatever its number
+        if seed.device.type != device.type or device.index not in (None, seed.device.index):
             raise ValueError(f"seed is on {seed.device} and the tensors are on {device}; move it there once")
         return seed.reshape(())
     if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):

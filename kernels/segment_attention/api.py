@@ -229,6 +229,8 @@ def _check_biases(q: Tensor, biases: Biases) -> None:
                 raise TypeError(f"{name} has dtype {tensor.dtype}; cast it with {name}.to({dtype})")
             require_shape(name, tensor, (size,), meaning)
             require_device_of(name, tensor, "q", q)
+    if biases.coordinate is not None and biases.coordinate.requires_grad and torch.is_grad_enabled():
+        raise ValueError("coordinate wants a gradient and gets none; pass coordinate.detach()")
 
 
 def _limit(q: Tensor) -> str | None:

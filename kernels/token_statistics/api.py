@@ -56,7 +56,8 @@ def token_statistics_attention(
     Returns
     -------
     Tensor
-        Shaped like `w`. Differentiable once in `w` and `temperature`; the gradients are deterministic.
+        Shaped like `w`. Differentiable once in `w` and `temperature`; the gradients of the
+        kernels are deterministic.
 
     Raises
     ------

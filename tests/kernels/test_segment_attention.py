@@ -616,3 +616,13 @@ def test_kernel_on_nothing(poisoned, lengths):
     for schedule in (None, SegmentSchedule(*made, 64)):
         for value in with_gradients(operator("triton", schedule=schedule), inputs).values():
             assert not value.count_nonzero()
+
+
+def test_a_coordinate_that_would_get_no_gradient_is_refused():
+    q = torch.randn(5, 2, 32)
+    biases = {"slope": torch.ones(2), "coordinate": torch.rand(5, requires_grad=True)}
+    lengths = torch.tensor([0, 5], dtype=torch.int32)
+    with pytest.raises(ValueError, match=r"pass coordinate\.detach\(\)"):
+        segment_attention(q, q, q, lengths, **biases)
+    with torch.no_grad():
+        segment_attention(q, q, q, lengths, **biases)
