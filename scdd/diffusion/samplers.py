@@ -1,4 +1,4 @@
-"""From noise to cells in K network calls: DDPM, DDIM, DPM-Solver++ and flow matching, one fused update a step."""
+"""From noise to cells in K network calls: DDPM, DDIM, DPM-Solver++, flow; one fused update a step."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def plan(
 ) -> Plan:
     """The times that ``steps`` calls visit, noisy to clean, and the six numbers of each update.
 
-    DDPM and DDIM space times evenly, as published; DPM-Solver++ evenly in ``log(signal / noise)`` (Lu et al.
-    2022); flow evenly in ``noise / (signal + noise)``, the time of the straight path from noise to data, along
-    which Euler's step is DDIM's (Lipman et al. 2023).
+    DDPM and DDIM space times evenly, as published; DPM-Solver++ evenly in ``log(signal / noise)`` (Lu et
+    al. 2022); flow evenly in ``noise / (signal + noise)``, the time of the straight path from noise to data,
+    along which Euler's step is DDIM's (Lipman et al. 2023).
     """
     if sampler not in get_args(Sampler):
         raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(get_args(Sampler))}")
@@ -92,8 +92,8 @@ def sample(
 ) -> Tensor:
     """Clean cells [B, G] of pure ``noise`` [B, G]; ``chosen`` is what :func:`plan` made.
 
-    ``clamp`` bounds the clean estimate of every step. Each step draws its noise, if it has any, from a seed of
-    its own.
+    ``clamp`` bounds the clean estimate of every step. Each step draws its noise, if it has any, from a seed
+    of its own.
     """
     x, previous = noise, None
     table = chosen.coefficients.to(noise.device)

@@ -21,8 +21,9 @@ CODINGS = ("hurdle", "negated", "plain")
 class CellCode:
     """``x0 = (v - shift) / scale`` of log1p CP10k ``v`` [B, G], in which zeros may have a value of their own.
 
-    ``"hurdle"``: zeros lie at -1, clearly below the smallest count, and the network also says how probable a
-    zero is. ``"negated"``: zeros lie at -10 and nothing is scaled, as scRDiT has it. ``"plain"``: zeros are zeros.
+    ``"hurdle"``: zeros lie at -1, clearly below the smallest count, and the network also says how probable
+    a zero is. ``"negated"``: zeros lie at -10 and nothing is scaled, as scRDiT has it. ``"plain"``: zeros
+    are zeros.
     """
 
     kind: str
@@ -31,7 +32,7 @@ class CellCode:
 
     @classmethod
     def fit(cls, kind: str, preprocessor: Preprocessor, detected: Tensor) -> CellCode:
-        """Mean and spread over all values of the training cells; ``detected`` [G], share of cells above zero."""
+        """Mean and spread over all values of the training cells; ``detected`` [G]: share of cells above 0."""
         if kind not in CODINGS:
             raise InputError(f"zeros={kind!r}; choose one of {', '.join(CODINGS)}")
         if kind == "negated":
@@ -72,9 +73,10 @@ class CellCode:
 
 
 def to_counts(v: Tensor, totals: Tensor) -> Tensor:
-    """The counts [B, G] whose log1p CP10k is nearest to ``v`` in cells of ``totals`` [B]; what is above zero stays so.
+    """The counts [B, G] whose log1p CP10k is nearest to ``v`` in cells of ``totals`` [B].
 
-    Values of a real cell lie on a lattice, ``log1p(10^4 k / total)``: a classifier sees at once what lies beside it.
+    What is above zero stays so. Values of a real cell lie on a lattice, ``log1p(10^4 k / total)``: a
+    classifier sees at once what lies beside it.
     """
     raw = torch.expm1(v) * totals[:, None] / TARGET_SUM
     return torch.where(v > 0, raw.round().clamp_min(1), 0.0)

@@ -11,7 +11,7 @@ _QUANTILES = 101
 
 
 class LibrarySizes(NamedTuple):
-    """Quantiles of ``log total`` for every class and for all cells: ``log_total`` [C + 1, 101], all cells last."""
+    """Quantiles of ``log total`` for every class, and for all cells last: ``log_total`` [C + 1, 101]."""
 
     log_total: Tensor
 

@@ -40,9 +40,9 @@ _BLOCK = 512
 class DiffusionTransformer(Model):
     """Generate cells gene by gene with a diffusion transformer (scRDiT: Dong et al. 2024), conditionally.
 
-    Cells are cut into patches of genes, noised, and denoised by adaLN-Zero blocks. Beyond the publication: any
-    ``obs`` columns as conditions with classifier-free guidance, any genes, library sizes and zeros modelled, so
-    that samples are counts; DDPM, DDIM, DPM-Solver++ and flow samplers.
+    Cells are cut into patches of genes, noised, and denoised by adaLN-Zero blocks. Beyond the publication:
+    any ``obs`` columns as conditions with classifier-free guidance, any genes, library sizes and zeros
+    modelled, so that samples are counts; DDPM, DDIM, DPM-Solver++ and flow samplers.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ class DiffusionTransformer(Model):
         torch.manual_seed(c.seed)
         net = self._build()
         loader = CellLoader(
-            self.atlas, preprocessor=self.preprocessor, batch_size=c.batch_size, shuffle=True, seed=c.seed + 1,
-            drop_last=c.batch_size <= self.atlas.n_obs,
+            self.atlas, preprocessor=self.preprocessor, batch_size=c.batch_size, shuffle=True,
+            seed=c.seed + 1, drop_last=c.batch_size <= self.atlas.n_obs,
         )  # fmt: skip
         settings = TrainConfig(
             steps=c.steps, batch_size=c.batch_size, lr=c.lr, weight_decay=c.weight_decay, ema=c.ema,
@@ -276,8 +276,8 @@ class DiffusionTransformer(Model):
 class WhiteBoxDiffusionTransformer(DiffusionTransformer):
     """The same on CRATE blocks, which compress tokens into subspaces and sparsify them (WBDiT, 2025).
 
-    See :class:`DiffusionTransformer`; ``mixer``, ``token_map``, ``tied``, ``residual``, ``learned_threshold`` and
-    ``positive_gates`` choose how near the blocks are to their derivation.
+    See :class:`DiffusionTransformer`; ``mixer``, ``token_map``, ``tied``, ``residual``, ``learned_threshold``
+    and ``positive_gates`` choose how near the blocks are to their derivation.
     """
 
     kind: ClassVar[str] = "white_box"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class CellsToLearn(NamedTuple):
-    """Coded cells ``x0`` [B, G], which genes are zero [B, G], codes [B, F] and numbers [B, K] of conditions."""
+    """Coded cells ``x0`` [B, G], where they are zero, codes [B, F] and numbers [B, K] of conditions."""
 
     x0: Tensor
     zeros: Tensor

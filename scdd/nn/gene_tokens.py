@@ -14,7 +14,7 @@ from scdd.kernels import noise_patch_embed
 class GeneTokens(nn.Module):
     """``tokens[b, n] = W patch_n(x_b) + bias + position[n]``: [B, G] -> [B, N, D], ``N = ceil(G / P)``.
 
-    With ``patch=1`` every gene is a token: ``W`` is its direction of expression, ``position`` the gene itself.
+    With ``patch=1`` every gene is a token: ``W`` is the direction of expression, ``position`` the gene.
     Where P does not divide G the last patch is filled up with zeros, and what the network says of them is
     cut off again.
     """

@@ -1,4 +1,4 @@
-"""Shift, scale and gate of every norm, from the condition (adaLN-Zero, Peebles & Xie 2023), in three sizes."""
+"""Shift, scale and gate of every norm, from the condition (adaLN-Zero), in three sizes."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class Modulation(nn.Module):
     In the published transformers this layer holds two thirds of the weights of a white-box block, though its
     input is a time and a class.
 
-    ``"full"``: one linear map a block, as published, ``6 D^2`` weights a block.
-    ``"shared"``: one linear map for all blocks and a learned offset for each (adaLN-single, Chen et al. 2024).
+    ``"full"``: one linear map a block, as published (Peebles & Xie 2023), ``6 D^2`` weights a block.
+    ``"shared"``: one linear map for all blocks and a learned offset for each (adaLN-single, Chen et al.
+    2024).
     ``"low_rank"``: through ``rank`` numbers, which all blocks share.
 
     All start at zero, so that every gate is closed and the output is constant.

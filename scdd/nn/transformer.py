@@ -159,10 +159,10 @@ class DiffusionTransformerNet(nn.Module):
         self, x0: Tensor, signal: Tensor, noise: Tensor, t: Tensor, codes: Tensor, numbers: Tensor, *,
         seed: Tensor, prediction: str, weight: Tensor | None = None, zeros: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """Weighted squared error of the prediction at noise ``seed``; with a hurdle, cross-entropy of zeros.
+        """Weighted squared error of the prediction at noise ``seed``; with a hurdle, entropy of zeros.
 
-        ``x0`` [B, G], ``signal``, ``noise``, ``t`` and ``weight`` [B], ``zeros`` bool [B, G]. The noise is drawn
-        inside the first and the last operator, and never lies in memory.
+        ``x0`` [B, G], ``signal``, ``noise``, ``t`` and ``weight`` [B], ``zeros`` bool [B, G]. The noise is
+        drawn inside the first and the last operator, and never lies in memory.
         """
         dtype = _compute_dtype(x0)
         h = self.tokens.noised(x0, signal, noise, seed, dtype)
