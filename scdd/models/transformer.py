@@ -20,6 +20,7 @@ from scdd.models.base import Model
 from scdd.models.cell_code import CellCode, to_counts
 from scdd.models.conditions import Conditions
 from scdd.models.gene_order import correlation_order
+from scdd.models.interpretation import Interpretation, interpret
 from scdd.models.library_sizes import LibrarySizes
 from scdd.models.transformer_config import TransformerConfig, resolve
 from scdd.models.transformer_net import CellsToLearn, TransformerDiffusion
@@ -113,6 +114,7 @@ class DiffusionTransformer(Model):
             checkpoint=None if checkpoint is None else Path(checkpoint), identity=self._identity(),
             progress=progress,
         )  # fmt: skip
+        assert isinstance(trained, TransformerDiffusion)
         self.net = trained.requires_grad_(False)
         self.trained_on = self.atlas.fingerprint()
         self.fitted = True
@@ -281,3 +283,32 @@ class WhiteBoxDiffusionTransformer(DiffusionTransformer):
     """
 
     kind: ClassVar[str] = "white_box"
+
+    def interpret(
+        self, cells: Any, *, n_times: int = 8, max_cells: int = 256, seed: int = 0
+    ) -> Interpretation:
+        """Coding rate before and after each layer, sparsity, gates and orthogonality, over diffusion time.
+
+        Parameters
+        ----------
+        cells
+            Labelled cells (AnnData, path or Atlas) with the conditions of the model; up to ``max_cells`` are
+            drawn.
+        n_times
+            Diffusion times, evenly spaced.
+        """
+        self._require_fit()
+        if not hasattr(self.net.net.blocks[0].mixer, "project"):
+            raise InputError(f"mixer={self.config.shape.mixer!r} has no subspaces; interpret a white box")
+        atlas = Atlas.of(cells, expression=self.preprocessor.expression)
+        rows = np.sort(np.random.default_rng(seed).permutation(atlas.n_obs)[:max_cells])
+        steps = self.net.schedule.steps
+        times = np.unique(np.linspace(steps / n_times, steps, n_times).round().astype(int)).tolist()
+        return interpret(self.net, self._known_cells(atlas, rows), times, seed=seed)
+
+    def _known_cells(self, atlas: Atlas, rows: np.ndarray) -> CellsToLearn:
+        v = torch.from_numpy(self.preprocessor.transform(atlas, rows))[:, self.order]
+        table = {name: atlas.column(name).iloc[rows].astype(str).to_numpy() for name in self.conditions.names}
+        totals = torch.from_numpy(np.asarray(atlas.read(rows).sum(1)).ravel()).float()
+        codes = torch.from_numpy(self.conditions.encode(table, len(rows)))
+        return CellsToLearn(self.code.encode(v), v == 0, codes, self._numbers(totals))

@@ -77,7 +77,7 @@ _DEFAULT = TransformerConfig(
     ),
     order="correlation",
 )
-_WHITE = {"mixer": "subspace", "token_map": "ista"}
+_WHITE: dict[str, Any] = {"mixer": "subspace", "token_map": "ista"}
 PRESETS = {
     "attention": {"default": _DEFAULT, "published": _PUBLISHED},
     "white_box": {

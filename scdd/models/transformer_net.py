@@ -65,7 +65,7 @@ class TransformerDiffusion(nn.Module):
             torch.where(keep, batch.codes, -1),
             torch.where(keep, batch.numbers, torch.nan),
             seed=seed,
-            prediction=self.config.parameterisation,
+            prediction=self.config.parameterisation,  # type: ignore[arg-type]
             weight=self.weights[t],
             zeros=batch.zeros,
         )

@@ -7,6 +7,7 @@ a token map returns the new residual stream.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -137,13 +138,16 @@ class SparseCoding(nn.Module):
         self.level = _level(threshold, width if learned else None)
 
     def forward(self, y: Tensor, residual: Tensor, gate: Tensor, observe: Observe | None = None) -> Tensor:  # noqa: D102
-        dictionary, threshold = self.dictionary.to(y.dtype), F.softplus(self.level)
-        code = {"step_size": self.step_size, "threshold": threshold}
+        step = partial(
+            ista_step,
+            y,
+            self.dictionary.to(y.dtype),
+            step_size=self.step_size,
+            threshold=F.softplus(self.level),
+        )
         if observe is not None:
-            observe("sparse", ista_step(y, dictionary, **code))
-        if self.residual:
-            code |= {"residual": residual, "gate": gate}
-        return ista_step(y, dictionary, **code)
+            observe("sparse", step())
+        return step(residual=residual, gate=gate) if self.residual else step()
 
 
 class OvercompleteSparseCoding(nn.Module):
@@ -161,11 +165,11 @@ class OvercompleteSparseCoding(nn.Module):
         self.level = _level(threshold, ratio * width if learned else None)
 
     def forward(self, y: Tensor, residual: Tensor, gate: Tensor, observe: Observe | None = None) -> Tensor:  # noqa: D102
-        atoms = (self.dictionary.to(y.dtype), self.readout.to(y.dtype))
-        code = {"step_size": self.step_size, "threshold": F.softplus(self.level)}
-        if self.residual:
-            code |= {"residual": residual, "gate": gate}
-        return overcomplete_ista_step(y, *atoms, **code)
+        step = partial(
+            overcomplete_ista_step, y, self.dictionary.to(y.dtype), self.readout.to(y.dtype),
+            step_size=self.step_size, threshold=F.softplus(self.level),
+        )  # fmt: skip
+        return step(residual=residual, gate=gate) if self.residual else step()
 
 
 def _level(threshold: float, columns: int | None) -> nn.Parameter:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,22 +29,19 @@ class Modulation(nn.Module):
         super().__init__()
         self.width, self.depth, self.kind = width, depth, kind
         rows = 6 * depth + 2
-        if kind == "full":
-            self.project: nn.Module = nn.Linear(width, rows * width)
-        elif kind == "shared":
-            self.project = nn.Linear(width, 8 * width)
+        if kind not in get_args(ModulationKind):
+            raise ValueError(f"modulation is {kind!r}; choose one of {', '.join(get_args(ModulationKind))}")
+        low = kind == "low_rank"
+        self.narrow = nn.Linear(width, rank, bias=False) if low else nn.Identity()
+        self.project = nn.Linear(rank if low else width, (8 if kind == "shared" else rows) * width)
+        if kind == "shared":
             self.offset = nn.Parameter(torch.zeros(depth, 6 * width))
-        elif kind == "low_rank":
-            self.project = nn.Sequential(nn.Linear(width, rank, bias=False), nn.Linear(rank, rows * width))
-        else:
-            raise ValueError(f"modulation is {kind!r}; choose full, shared or low_rank")
-        last = self.project[-1] if isinstance(self.project, nn.Sequential) else self.project
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        nn.init.zeros_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
 
     def forward(self, context: Tensor) -> tuple[Tensor, ...]:
         """``6 depth + 2`` rows [B, D], pieces of one tensor."""
-        found = self.project(F.silu(context))
+        found = self.project(self.narrow(F.silu(context)))
         if self.kind == "shared":
             blocks, end = found.split([6 * self.width, 2 * self.width], dim=1)
             blocks = blocks[:, None] + self.offset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,8 +81,8 @@ class Block(nn.Module):
             "ista": lambda: SparseCoding(width, **sparse),
             "overcomplete": lambda: OvercompleteSparseCoding(width, **sparse),
         }
-        self.mixer = _choose("mixer", shape.mixer, mixers)
-        self.token_map = _choose("token_map", shape.token_map, maps)
+        self.mixer: Callable[..., Tensor] = _choose("mixer", shape.mixer, mixers)
+        self.token_map: Callable[..., Tensor] = _choose("token_map", shape.token_map, maps)
 
 
 def _choose(name: str, value: str, known: dict[str, Callable[[], nn.Module]]) -> nn.Module:
@@ -129,6 +129,7 @@ class DiffusionTransformerNet(nn.Module):
         """Tokens [B, N, D] after all blocks; the seam between branches is one fused pass."""
         y = modulate(h, rows[0], rows[1])
         for number, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             told = None if observe is None else (lambda name, x, at=number: observe(at, name, x))
             _, _, gate, shift, scale, second = rows[6 * number : 6 * number + 6]
             if told is not None:
@@ -157,7 +158,8 @@ class DiffusionTransformerNet(nn.Module):
 
     def loss(
         self, x0: Tensor, signal: Tensor, noise: Tensor, t: Tensor, codes: Tensor, numbers: Tensor, *,
-        seed: Tensor, prediction: str, weight: Tensor | None = None, zeros: Tensor | None = None,
+        seed: Tensor, prediction: Literal["eps", "v", "x0"], weight: Tensor | None = None,
+        zeros: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Weighted squared error of the prediction at noise ``seed``; with a hurdle, entropy of zeros.
 
@@ -168,10 +170,12 @@ class DiffusionTransformerNet(nn.Module):
         h = self.tokens.noised(x0, signal, noise, seed, dtype)
         rows = self.rows(t, codes, numbers, dtype)
         h = self.blocks_of(h, rows)
-        last = (self.leave.weight.to(dtype), self.leave.bias.to(dtype))
+        shift, scale = rows[-2:]
+        last, bias = self.leave.weight.to(dtype), self.leave.bias.to(dtype)
         found = denoise_loss(
-            h, *rows[-2:], *last, x0, signal, noise, seed=seed, prediction=prediction, cell_weight=weight
-        )
+            h, shift, scale, last, bias, x0, signal, noise,
+            seed=seed, prediction=prediction, cell_weight=weight,
+        )  # fmt: skip
         terms = {"diffusion": found.loss}
         if self.zero is not None and zeros is not None:
             logit = self.tokens.leave(self.zero(modulate(h, *rows[-2:]))).float()
