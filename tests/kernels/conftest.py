@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+
 from scdd.kernels import _dispatch
 
 _CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

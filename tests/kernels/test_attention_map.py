@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+
 from scdd.kernels._segments import segment_schedule
 from scdd.kernels.attention_map import AttentionRows, attention_mass, attention_rows, ops, reference, tiles
 

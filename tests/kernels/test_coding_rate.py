@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from support.accuracy import DTYPES, in_float64, with_gradients
+
 from scdd.kernels import _dispatch
 from scdd.kernels.coding_rate import coding_rate, ops, subspace_coding_rate, tiles
-from support.accuracy import DTYPES, in_float64, with_gradients
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 NORMALISE = pytest.mark.parametrize("normalise", [False, True], ids=["plain", "normalised"])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
+
 from scdd.kernels import _dispatch
 from scdd.kernels.denoise_loss import DenoiseLoss, denoise_loss, ops, tiles
 from scdd.kernels.noise_patch_embed import patch_noise
-from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 PREDICTION = pytest.mark.parametrize("prediction", ["eps", "v", "x0"])

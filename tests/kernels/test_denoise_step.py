@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
+
 from scdd.kernels._philox import philox_normal_quads
 from scdd.kernels.denoise_step import (
     DenoisedStep,
@@ -17,7 +19,6 @@ from scdd.kernels.denoise_step import (
     ops,
     tiles,
 )
-from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 PREDICTION = pytest.mark.parametrize("prediction", ["eps", "v", "x0"])

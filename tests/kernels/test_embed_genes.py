@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from scdd.kernels.embed_genes import SoftBins, ValueMLP, embed_genes, ops, reference, tiles
 from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
+
+from scdd.kernels.embed_genes import SoftBins, ValueMLP, embed_genes, ops, reference, tiles
 
 EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 

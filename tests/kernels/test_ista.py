@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, error, in_float64, with_gradients
+
 from scdd.kernels import _dispatch
 from scdd.kernels.ista import IstaOutput, api, ista_operator, ista_step, ista_step_with_zeros, ops, tiles
-from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, error, in_float64, with_gradients
 
 STEP_SIZE, THRESHOLD = 0.3, 0.4
 FORMS = pytest.mark.parametrize("form", ["plain", "residual", "gate", "both"])

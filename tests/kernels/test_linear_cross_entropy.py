@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
+
 from scdd.kernels import _dispatch
 from scdd.kernels.linear_cross_entropy import chunks, masked_linear_cross_entropy, ops, tiles
-from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 REDUCTION = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+
 from scdd.kernels import ModulateOutput, _dispatch, gated_residual_modulate, modulate
 from scdd.kernels.modulate import ops, tiles
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
+
 from scdd.kernels import _dispatch
 from scdd.kernels.noise_patch_embed import (
     NoisedTokens,
@@ -13,7 +15,6 @@ from scdd.kernels.noise_patch_embed import (
     patch_noise,
     tiles,
 )
-from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 NOISE = pytest.mark.parametrize("noise", ["drawn", "given"])

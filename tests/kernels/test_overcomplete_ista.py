@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
+
 from scdd.kernels.ista import (
     overcomplete_ista_step,
     overcomplete_ista_step_with_zeros,
     overcomplete_ops,
 )
-from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
 
 STEP_SIZE, THRESHOLD = 0.3, 0.4
 FORMS = pytest.mark.parametrize("form", ["plain", "residual", "gate", "both"])

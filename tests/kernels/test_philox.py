@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+
 from scdd.kernels._philox import as_seed, philox, philox_normal, philox_normal_quads
 
 SEEDS = (0, 7, -3, 2**62 + 12_345)

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
+
 from scdd.kernels import _dispatch
 from scdd.kernels.sample_distance import (
     bandwidth_heuristic,
@@ -20,7 +22,6 @@ from scdd.kernels.sample_distance import (
     reference,
     tiles,
 )
-from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
 
 DOUBLING = (0.125, 0.25, 0.5, 1.0, 2.0)
 BANDWIDTHS = {"doubling": DOUBLING, "any": (0.3, 1.0, 0.7), "one": (1.0,)}

@@ -11,6 +11,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, error, in_float64, with_gradients
+
 from scdd.kernels import _dispatch, _segments
 from scdd.kernels._segments import SegmentSchedule, segment_schedule
 from scdd.kernels.segment_attention import (
@@ -20,7 +22,6 @@ from scdd.kernels.segment_attention import (
     segment_attention_with_lse,
     tiles,
 )
-from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, error, in_float64, with_gradients
 
 # what a tile meets: nothing, less and more than 16 and 64 rows, several tiles; empty first, inside and last
 LENGTHS = (0, 1, 15, 16, 17, 0, 63, 64, 65, 130, 0)

@@ -7,14 +7,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from scdd.kernels import _dispatch
-from scdd.kernels._philox import as_seed, philox_normal
-from scdd.kernels.single_step_denoise import DenoiserWeights, ops, pack_denoiser, single_step_denoise, tiles
 from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
 from torch import nn
 
 from scdd.diffusion.one_step import code_then_noise
 from scdd.diffusion.schedule import NoiseSchedule
+from scdd.kernels import _dispatch
+from scdd.kernels._philox import as_seed, philox_normal
+from scdd.kernels.single_step_denoise import DenoiserWeights, ops, pack_denoiser, single_step_denoise, tiles
 from scdd.nn.denoiser import Denoiser
 
 KINDS = pytest.mark.parametrize("kind", ["eps", "v", "x0"])

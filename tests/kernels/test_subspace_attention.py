@@ -7,10 +7,11 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
+
 from scdd.kernels import _dispatch
 from scdd.kernels._segments import SegmentSchedule, segment_schedule
 from scdd.kernels.subspace_attention import multihead_subspace_attention, ops, tiles
-from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
 
 ALL_DTYPES = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 

@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
+
 from scdd.kernels import _dispatch
 from scdd.kernels.token_statistics import ops, tiles, token_statistics_attention
-from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, in_float64, with_gradients
 
 DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 RAGGED = [0, 0, 17, 1, 0, 64, 15, 130, 0]

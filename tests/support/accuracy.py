@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+
 from scdd.kernels import _dispatch
 
 if TYPE_CHECKING:
