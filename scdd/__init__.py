@@ -20,7 +20,9 @@ _PUBLIC = {
     "streaming_pca": "scdd.data.statistics.pca",
     "write_csr": "scdd.data.writing.writer",
     "Autoencoder": "scdd.models.autoencoder",
+    "DiffusionTransformer": "scdd.models.transformer",
     "SCDG": "scdd.models.scdg",
+    "WhiteBoxDiffusionTransformer": "scdd.models.transformer",
     "distill": "scdd.distillation.distill",
     "evaluate": "scdd.evaluation.evaluate",
     "Report": "scdd.evaluation.report",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from scdd.evaluation.report import Report
     from scdd.models.autoencoder import Autoencoder
     from scdd.models.scdg import SCDG
+    from scdd.models.transformer import DiffusionTransformer, WhiteBoxDiffusionTransformer
 
 
 def __getattr__(name: str) -> Any:

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-
 from scdd.kernels import patch_noise
+
 from scdd.nn.gene_tokens import GeneTokens
 from scdd.nn.modulation import Modulation
 from scdd.nn.transformer import DiffusionTransformerNet, TransformerShape
