@@ -146,7 +146,7 @@ def copied(draw: Draw, world: World) -> list[Reading]:
         for metric, value, floor in (
             ("distance to nearest train cell", seen.distance, middle),
             ("AUROC nearer to train than held-out", seen.auroc, 0.5),
-            ("nearer to train than 1 % of held-out", seen.near, 0.01),
+            ("nearer to train than 1 % of held-out", seen.near, seen.near_expected),
             ("copies of train cells", seen.copies, 0.0),
         ):
             found.append(Reading("memorising", metric, name, value, floor, group=group, cells=n))

@@ -28,13 +28,13 @@ class MarkerAgreement(NamedTuple):
 
 
 def contrast(x: sparse.csr_matrix, members: np.ndarray, genes: np.ndarray) -> Contrast:
-    """``log2((mean CP10k + 0.1) / (mean CP10k of the rest + 0.1))`` and Welch's t of the chosen genes."""
+    """``log2((mean CP10k + 1) / (mean CP10k of the rest + 1))`` and Welch's t of the chosen genes."""
     part = x[:, genes]
     inside, rest = part[members], part[~members]
     cp10k = [np.asarray(z.expm1().mean(axis=0, dtype=np.float64)).ravel() for z in (inside, rest)]
     (mean_in, error_in), (mean_out, error_out) = (_mean_and_error(z) for z in (inside, rest))
     t = (mean_in - mean_out) / np.sqrt(error_in + error_out + 1e-9)
-    return Contrast(np.log2((cp10k[0] + 0.1) / (cp10k[1] + 0.1)), t)
+    return Contrast(np.log2((cp10k[0] + 1.0) / (cp10k[1] + 1.0)), t)
 
 
 def agreement(made: Contrast, real: Contrast, *, top: int = 100) -> MarkerAgreement:

@@ -18,13 +18,15 @@ class Memorising(NamedTuple):
 
     ``distance`` is the median, ``auroc`` the chance that a generated cell is nearer to train than a
     held-out one, ``near`` the share below the first percentile of held-out cells, ``copies`` the share
-    below a thousandth of the held-out median.
+    below a thousandth of the held-out median. ``near_expected`` is the share below that percentile of fresh
+    cells: above 1 % for few held-out cells.
     """
 
     distance: float
     auroc: float
     near: float
     copies: float
+    near_expected: float
 
 
 def nearest_train(query: np.ndarray, train: Iterable[np.ndarray]) -> np.ndarray:
@@ -44,7 +46,7 @@ def memorising(made: np.ndarray, held_out: np.ndarray) -> Memorising:
     is no proof.
     """
     if not len(made) or not len(held_out):
-        return Memorising(np.nan, np.nan, np.nan, np.nan)
+        return Memorising(*[np.nan] * 5)
     u = stats.mannwhitneyu(held_out, made).statistic / (len(made) * len(held_out))
     middle = float(np.median(held_out))
     return Memorising(
@@ -52,4 +54,5 @@ def memorising(made: np.ndarray, held_out: np.ndarray) -> Memorising:
         float(u),
         float(np.mean(made < np.quantile(held_out, 0.01))),
         float(np.mean(made <= 1e-3 * middle)),
+        (1 + 0.01 * (len(held_out) - 1)) / (len(held_out) + 1),
     )

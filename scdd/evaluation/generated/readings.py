@@ -11,7 +11,7 @@ from scipy import stats
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Better = Literal["lower", "higher", "half", "floor"]
+Better = Literal["lower", "higher", "half", "chance", "floor"]
 ALL, MEAN = "all", "mean of classes"
 KEYS = ["aspect", "metric", "space", "group", "variant"]
 
@@ -53,8 +53,9 @@ def measured(
 class Rule(NamedTuple):
     """Which direction is better, and how much worse than real is too small to matter in practice.
 
-    ``"half"``: 0.5 is best. ``"floor"``: as real cells do; more is as wrong as less. The margin is a share
-    of the floor where `relative`.
+    ``"half"``: 0.5 is best. ``"chance"``: 0.5 or less is best, as classifiers that find nothing score a
+    little below when cross-validated. ``"floor"``: as real cells do; more is as wrong as less. The margin
+    is a share of the floor where `relative`.
     """
 
     better: Better
@@ -63,9 +64,9 @@ class Rule(NamedTuple):
 
 
 RULES = {
-    "AUC, logistic regression": Rule("half", 0.05),
-    "AUC, random forest": Rule("half", 0.05),
-    "AUC, boosting": Rule("half", 0.05),
+    "AUC, logistic regression": Rule("chance", 0.05),
+    "AUC, random forest": Rule("chance", 0.05),
+    "AUC, boosting": Rule("chance", 0.05),
     "1-NN accuracy": Rule("half", 0.05),
     "MMD²": Rule("lower", 0.002),
     "W2, exact": Rule("lower", 0.01, True),
@@ -105,12 +106,14 @@ def excess(value: float, floor: float, better: Better) -> float:
     """How much worse than real cells; above zero is worse, whatever the direction of the metric.
 
     ``lower: value - floor``, ``higher: floor - value``, ``half: |value - 1/2| - |floor - 1/2|``,
-    ``floor: |value - floor|``.
+    ``chance: max(value, 1/2) - max(floor, 1/2)``, ``floor: |value - floor|``.
     """
     if better == "lower":
         return value - floor
     if better == "higher":
         return floor - value
+    if better == "chance":
+        return max(value, 0.5) - max(floor, 0.5)
     if better == "half":
         return abs(value - 0.5) - abs(floor - 0.5)
     return abs(value - floor)
@@ -151,9 +154,9 @@ def long_table(draws: Sequence[Sequence[Reading]]) -> pd.DataFrame:
 
 def _rule_of(metric: str) -> Rule:
     """Of a published variant, which has a direction but no margin of ours."""
-    half, higher = ("AUC", "accuracy"), ("LISI", "Spearman", "Pearson", "cosine")
-    if any(word in metric for word in half):
-        return Rule("half", np.nan)
+    chance, higher = ("AUC", "accuracy"), ("LISI", "Spearman", "Pearson", "cosine")
+    if any(word in metric for word in chance):
+        return Rule("chance", np.nan)
     return Rule("higher", np.nan) if any(word in metric for word in higher) else _NO_RULE
 
 
@@ -187,7 +190,7 @@ def _verdict(middle: float, low: float, margin: float) -> str:
         return ""
     if middle <= margin:
         return "as real"
-    return "perhaps worse" if low <= 0 else "worse"
+    return "worse" if low > 0 else "perhaps worse"
 
 
 def _nanmean(values: pd.Series) -> float:

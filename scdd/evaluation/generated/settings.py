@@ -46,7 +46,7 @@ class Settings:
     n_genes: int = 2_000
     n_components: int = 50
     folds: int = 5
-    trees: int = 200
+    trees: int = 100
     published_trees: int = 1_000
     permutations: int = 200
     projections: int = 200

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 from sklearn.decomposition import PCA
 
+from scdd.data.atlas import Atlas
 from scdd.data.variable_genes import normalised_dispersion, standardised_variance
+from scdd.errors import InputError
 
 if TYPE_CHECKING:
-    import pandas as pd
     from scipy import sparse
-
-    from scdd.data.atlas import Atlas
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class MetricSpace:
     components, pc_scale
         Principal axes [d, H], and the standard deviations along them [d].
     expressed
-        Shared genes found in at least three cells and in 0.5 % of them, boolean [G]; variable ones are
-        chosen among them first.
+        Shared genes found in at least five cells and in 1 % of them, boolean [G]; the variable ones are
+        among them.
     flavor
         By which score.
     """
@@ -78,10 +80,12 @@ class MetricSpace:
         cls, atlas: Atlas, genes: pd.Index, x: sparse.csr_matrix, *, n_genes: int, n_components: int
     ) -> MetricSpace:
         """Choose genes on ``atlas`` and fit all else on ``x``, the same cells as log1p CP10k."""
-        scores, flavor = variability(atlas)
-        expressed = np.asarray(x.getnnz(axis=0)) >= max(3, 0.005 * x.shape[0])
-        score = scores[atlas.var_names.astype(str).get_indexer(genes)]
-        order = np.argsort(np.where(expressed, -score, np.inf), kind="stable")[:n_genes]
+        expressed = np.asarray(x.getnnz(axis=0)) >= max(5, 0.01 * x.shape[0])
+        kept = np.flatnonzero(expressed)
+        if len(kept) < 2:
+            raise InputError("fewer than two genes are found in 1 % of the reference cells; check the layer")
+        score, flavor = variability(atlas, atlas.var_names.astype(str).get_indexer(genes[kept]))
+        order = kept[np.argsort(-score, kind="stable")[:n_genes]]
         variable = np.sort(order)
         dense = x[:, variable].toarray()
         size = max(1, min(n_components, len(dense) - 1, dense.shape[1]))
@@ -105,18 +109,28 @@ class MetricSpace:
         return Cells(x, genes, self.project(genes), codes)
 
 
-def variability(atlas: Atlas) -> tuple[np.ndarray, str]:
-    """Scores of genes [G] and which they are: ``seurat_v3`` of counts, ``seurat`` of all else.
+def variability(atlas: Atlas, kept: np.ndarray) -> tuple[np.ndarray, str]:
+    """Scores of the ``kept`` genes of an atlas [G], and which they are.
 
-    On a few hundred cells most genes share a few values of the mean, and the loess fit of ``seurat_v3`` may
-    have no solution; then ``seurat`` it is.
+    ``seurat_v3`` of counts, ``seurat`` of all else. Genes found in hardly any cell are not asked: on a few
+    hundred cells they share a few values of the mean, and the loess fit of ``seurat_v3`` fails.
     """
+    part = _of_genes(atlas, kept)
     if atlas.expression == "counts":
         try:
-            return _finite(standardised_variance(atlas)), "seurat_v3"
+            return _finite(standardised_variance(part)), "seurat_v3"
         except ValueError:
             pass
-    return _finite(normalised_dispersion(atlas)), "seurat"
+    return _finite(normalised_dispersion(part)), "seurat"
+
+
+def _of_genes(atlas: Atlas, kept: np.ndarray) -> Atlas:
+    x = atlas.read(np.arange(atlas.n_obs))[:, kept]
+    names = pd.Index(atlas.var_names[kept].astype(str))
+    cells = AnnData(x, var=pd.DataFrame(index=names))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cells left without counts
+        return Atlas(cells, expression=atlas.expression)
 
 
 def _finite(score: np.ndarray) -> np.ndarray:
