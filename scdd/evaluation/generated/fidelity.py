@@ -88,7 +88,7 @@ def fidelity(
     n_genes
         Highly variable genes of the metric space.
     threads
-        Of forests and linear algebra; one a core by default. They change no result but by rounding.
+        Of the random forests; one a core by default. They change no result.
     progress
         Show a progress bar where there is a terminal.
 
@@ -127,7 +127,9 @@ def judge(
     progress: bool,
 ) -> FidelityReport:
     """`fidelity` with every number of `Settings` open."""
-    with threadpool_limits(settings.threads):
+    # Forests grow in ``threads`` threads; those of OpenMP and BLAS spin while they wait, which on a busy
+    # machine costs ten times the work, and their sums depend on how many they are.
+    with threadpool_limits(1):
         world = gather(generated, train, test, reference, label_key=label_key, settings=settings)
         readings = _measure(world, label_key is not None, progress=progress)
         seen = view(world.draw(settings.seed), world)
