@@ -13,6 +13,7 @@ from scdd.evaluation.generated.readings import ALL, Reading, measured
 from scdd.evaluation.generated.support import support
 from scdd.evaluation.generated.transport import exact_wasserstein
 from scdd.evaluation.generated.two_sample import discrepancy, nearest_neighbour_accuracy
+from scdd.evaluation.inputs import sample_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,12 +110,17 @@ def purity(draw: Draw, world: World) -> list[Reading]:
 
 
 def learning(draw: Draw, world: World) -> list[Reading]:
-    """Train on generated, test on real; the floor trains on as many real cells, the ceiling on all train."""
+    """Train on generated, test on real; the ceiling trains on all of train.
+
+    The floor trains on as many real cells in the proportions of train, so that a class that was never
+    generated is missed.
+    """
     scale, n_classes, options = world.space.pc_scale, len(world.classes), world.settings
-    test, found = world.pools["test"], []
+    test, pool, found = world.pools["test"], world.pools["floor"], []
+    real_cells = pool.take(sample_rows(pool.codes, len(draw.generated), draw.seed))
     for learner in conditions.LEARNERS:
         scores = []
-        for cells in (draw.generated, draw.floor, world.fitting):
+        for cells in (draw.generated, real_cells, world.fitting):
             model = conditions.class_classifier(
                 learner, cells.pcs / scale, cells.codes, trees=options.trees, seed=draw.seed,
                 threads=options.threads,

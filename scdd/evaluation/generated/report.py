@@ -68,7 +68,9 @@ class FidelityReport:
         table = self.table
         if not by_class:
             table = table[table["group"].isin((ALL, MEAN))]
-        return table.set_index("aspect")[_SHOWN]
+        house = table["variant"] == "house"
+        aspect = table["aspect"].where(house, table["aspect"] + ": " + table["variant"])
+        return table.assign(aspect=aspect).set_index("aspect")[_SHOWN]
 
     def headline(self) -> list[str]:
         """Say how many metrics real cells pass and generated ones fail, and which by most."""

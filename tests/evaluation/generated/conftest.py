@@ -1,4 +1,4 @@
-"""Small simulated real cells, gene programmes within classes, and generated cells that are wrong on purpose."""
+"""Small simulated real cells with gene programmes within classes, and how to score others against them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMALL: dict[str, Any] = {
     "permutations": 60,
     "projections": 50,
     "correlated_genes": 80,
-    "draws": 2,
+    "draws": 3,
 }
 
 

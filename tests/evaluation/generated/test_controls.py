@@ -21,7 +21,7 @@ def counts(real):
 
 
 def test_held_out_real_cells_pass(real, score):
-    report = score(real["held out"], draws=3)
+    report = score(real["held out"])
     table = report.to_frame()
     worse, by_class = table["verdict"] == "worse", ~table["group"].isin((ALL, MEAN))
     assert not worse[~by_class].any(), table[worse]
@@ -66,7 +66,7 @@ def test_one_mean_cell_repeated(score, counts, labels):
     means = {name: counts[labels == name].mean(axis=0) for name in np.unique(labels)}
     made = np.log1p(np.stack([1e4 * means[name] / means[name].sum() for name in labels]))
     report = score(cells(made, labels), "two-sample", "support", "genes")
-    for metric in ("recall", "coverage", "density", "mean–variance curve", "AUC, random forest"):
+    for metric in ("recall", "coverage", "variance, log-MSE", "mean–variance curve", "AUC, random forest"):
         assert report.verdict(metric) == "worse", metric
     # What fails to see it, and why it is never read alone: mean cells lie where real cells are dense.
     row = report.table[(report.table["metric"] == "precision")].iloc[0]
