@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scdd.cli import options as opt  # noqa: TC001, typer reads the annotations
+from scdd.cli import options as opt
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +43,9 @@ def fidelity(
     max_cells: Annotated[int, typer.Option(min=40, help="Cells of each side in a draw.")] = 2_000,
     draws: Annotated[int, typer.Option(min=1, help="Draws, for the intervals.")] = 3,
     genes: Annotated[int, typer.Option(min=2, help="Highly variable genes of the metric space.")] = 2_000,
+    expression: Annotated[
+        opt.Expression, typer.Option(help="What the generated values are; real ones are found out.")
+    ] = opt.Expression.auto,
     seed: opt.Seed = 0,
     progress: opt.Progress = True,
 ) -> None:
@@ -67,6 +70,7 @@ def fidelity(
         draws=draws,
         seed=seed,
         n_genes=genes,
+        expression=expression.value,
         progress=progress,
     )
     typer.echo(str(found))

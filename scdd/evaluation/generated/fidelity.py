@@ -53,6 +53,7 @@ def fidelity(
     draws: int = 3,
     seed: int = 0,
     n_genes: int = 2_000,
+    expression: str = "auto",
     threads: int | None = None,
     progress: bool = True,
 ) -> FidelityReport:
@@ -87,6 +88,9 @@ def fidelity(
         How many draws, and the first seed.
     n_genes
         Highly variable genes of the metric space.
+    expression
+        Kind of the generated values, where it is not whole counts or log1p: ``"fractional"``. Real cells of
+        another kind are given as an ``Atlas``.
     threads
         Of the random forests; one a core by default. They change no result.
     progress
@@ -111,6 +115,7 @@ def fidelity(
         families=_chosen("metrics", metrics, FAMILIES),
         compat=_chosen("compat", compat, ()),
         n_genes=n_genes,
+        expression=expression,
         threads=n_threads,
     )
     return judge(generated, train, test, reference, label_key=label_key, settings=settings, progress=progress)

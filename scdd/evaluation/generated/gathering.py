@@ -62,7 +62,7 @@ def gather(
     generated: Any, train: Any, test: Any, reference: Any, *, label_key: str | None, settings: Settings
 ) -> World:
     """Open everything, agree on genes and classes, fit the space on reference, fill the pools."""
-    parts, notes = _open_all(generated, train, test, reference, label_key)
+    parts, notes = _open_all(generated, train, test, reference, label_key, settings.expression)
     sides = [part for name, part in parts.items() if name != "generated"]
     genes, said = opening.shared_genes(parts["generated"], sides)
     readers, read_notes = opening.readers(list(parts.values()), genes)
@@ -79,6 +79,11 @@ def gather(
     sizes, share, size_notes = _sizes(pools, len(classes), label_key, settings)
     notes += said + read_notes + split_notes + size_notes
     notes.append(f"{len(space.variable):,} highly variable genes ({space.flavor}) of the reference.")
+    if len(rows["reference"]) < 20 * len(space.components):
+        notes.append(
+            f"{len(rows['reference']):,} reference cells are few for {len(space.components)} components, which"
+            " fit the noise of those very cells; give reference= or more train cells."
+        )
     notes += opening.scale_notes(pools["generated"].x, pools["test"].x)
     frequencies = {name: _frequencies(parts[name], len(classes)) for name in ("generated", "train", "test")}
     return World(
@@ -112,10 +117,14 @@ def _measure_to_train(pools: dict[str, Cells], train: Reader, space: MetricSpace
 
 
 def _open_all(
-    generated: Any, train: Any, test: Any, reference: Any, label_key: str | None
+    generated: Any, train: Any, test: Any, reference: Any, label_key: str | None, expression: str
 ) -> tuple[dict[str, Opened], list[str]]:
     sources = {"generated": generated, "train": train, "test": test}
-    atlases = {name: opening.open_cells(name, source, label_key) for name, source in sources.items()}
+    kind = {"generated": expression}
+    atlases = {
+        name: opening.open_cells(name, source, label_key, kind.get(name, "auto"))
+        for name, source in sources.items()
+    }
     first = opening.with_codes("train", atlases["train"], label_key)
     parts = {"train": first}
     for name in ("generated", "test"):

@@ -66,7 +66,7 @@ def variance_axes(axes: Axes, view: View) -> None:
     """Median log10 variance of genes by mean."""
     for side, curve in view.variance_curve.items():
         axes.plot(view.bins, curve, color=_COLOURS[side], label=_NAMES[side], linewidth=1.5)
-    axes.set(xlabel="mean of log1p expression", ylabel="log10 variance")
+    axes.set(xlabel="mean of log1p expression", ylabel="log10 variance", xscale="log")
     axes.legend(frameon=False)
 
 
@@ -74,7 +74,7 @@ def zero_axes(axes: Axes, view: View) -> None:
     """Median share of zeros of genes by mean."""
     for side, curve in view.zero_curve.items():
         axes.plot(view.bins, curve, color=_COLOURS[side], linewidth=1.5)
-    axes.set(xlabel="mean of log1p expression", ylabel="share of zeros")
+    axes.set(xlabel="mean of log1p expression", ylabel="share of zeros", xscale="log")
 
 
 def nearest_axes(axes: Axes, view: View) -> None:

@@ -73,12 +73,14 @@ class FidelityReport:
         return table.assign(aspect=aspect).set_index("aspect")[_SHOWN]
 
     def headline(self) -> list[str]:
-        """Say how many metrics real cells pass and generated ones fail, and which by most."""
+        """Say how many metrics tell generated from real cells, and which by most in every aspect."""
         judged = self.table[(self.table["variant"] == "house") & self.table["group"].isin((ALL, MEAN))]
         judged = judged[judged["verdict"] != ""]
         worse = judged[judged["verdict"] == "worse"]
+        count = judged["verdict"].value_counts()
         said = [
-            f"{len(judged) - len(worse)} of {len(judged)} metrics do not tell generated from real cells "
+            f"Of {len(judged)} metrics, {count.get('as real', 0)} are as for real cells, "
+            f"{count.get('perhaps worse', 0)} perhaps worse and {count.get('worse', 0)} worse "
             f"({self.details.cells:,} cells a side)."
         ]
         for aspect, rows in worse.groupby("aspect", sort=False):

@@ -34,6 +34,8 @@ class Settings:
         The metric space.
     min_class_cells
         Classes with fewer cells in a draw have no rows of their own.
+    expression
+        Kind of the generated values, see ``Atlas``.
     published_trees
         Trees of the published random forests: 1,000 in their papers.
     """
@@ -43,6 +45,7 @@ class Settings:
     seed: int = 0
     families: tuple[str, ...] = FAMILIES
     compat: tuple[str, ...] = ()
+    expression: str = "auto"
     n_genes: int = 2_000
     n_components: int = 50
     folds: int = 5

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from scdd.evaluation.generated.gene_statistics import curve, curve_edges, gene_statistics
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from scdd.evaluation.generated.gathering import Draw, World
 
 SIDES = ("generated", "test", "floor")
@@ -41,7 +41,7 @@ def view(draw: Draw, world: World) -> View:
         mean={side: found.mean for side, found in by.items()},
         variance={side: found.variance for side, found in by.items()},
         zero={side: found.zero for side, found in by.items()},
-        bins=(edges[1:] + edges[:-1]) / 2,
+        bins=np.sqrt(np.maximum(edges[1:] * edges[:-1], 1e-12)),
         variance_curve={side: curve(found, edges, "variance") for side, found in by.items()},
         zero_curve={side: curve(found, edges, "zero") for side, found in by.items()},
         nearest={side: found for side, found in near.items() if found is not None},

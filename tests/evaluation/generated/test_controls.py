@@ -27,7 +27,7 @@ def test_held_out_real_cells_pass(real, score):
     assert not worse[~by_class].any(), table[worse]
     # Each row by itself is wrong now and then.
     assert worse[by_class].mean() <= 0.05, table[worse]
-    assert "do not tell generated from real" in report.headline()[0]
+    assert "and 0 worse" in report.headline()[0]
     p = table.loc[table["p"].notna(), "p"]
     assert len(p) == 2
     assert p.min() > 0.01

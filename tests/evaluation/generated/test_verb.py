@@ -60,6 +60,17 @@ def test_counts_or_log1p_on_either_side(real, score):
     assert any("generated log1p" in note for note in other.details.notes)
 
 
+def test_fractional_counts_are_named_as_such(real, score):
+    made = real["held out"].copy()
+    made.X = made.X * 1.01
+    with pytest.raises(InputError, match=r"generated: .*fractional"):
+        score(made, "transport")
+    same = score(real["held out"], "transport").table["value"]
+    np.testing.assert_allclose(
+        score(made, "transport", expression="fractional").table["value"], same, rtol=1e-4
+    )
+
+
 def test_genes_are_matched_by_name(real, score):
     made = real["held out"]
     mixed = made[:, np.random.default_rng(0).permutation(made.n_vars)].copy()
@@ -153,7 +164,7 @@ def test_save(report, tmp_path):
     assert page == report.save(tmp_path / "again.html").read_text(encoding="utf-8")
     with pytest.raises(InputError, match=r"\.csv or \.html or \.md"):
         report.save(tmp_path / "fidelity.pdf")
-    assert "metrics do not tell" in str(report)
+    assert "metrics, " in str(report)
     assert "FidelityReport(" in repr(report)
 
 
