@@ -81,8 +81,8 @@ def gather(
     notes.append(f"{len(space.variable):,} highly variable genes ({space.flavor}) of the reference.")
     if len(rows["reference"]) < 20 * len(space.components):
         notes.append(
-            f"{len(rows['reference']):,} reference cells are few for {len(space.components)} components, which"
-            " fit the noise of those very cells; give reference= or more train cells."
+            f"{len(rows['reference']):,} reference cells are few for {len(space.components)} components,"
+            " which fit the noise of those very cells; give reference= or more train cells."
         )
     notes += opening.scale_notes(pools["generated"].x, pools["test"].x)
     frequencies = {name: _frequencies(parts[name], len(classes)) for name in ("generated", "train", "test")}
