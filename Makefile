@@ -38,7 +38,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest tests/kernels -m interpret -q -n $(JOBS)
-	@OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest tests/test_aot.py -m aot -q -n $(JOBS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest tests/test_aot.py tests/test_launches.py -m aot -q -n $(JOBS)
 
 # The kernels on the oldest Triton that is supported: its interpreter, and builds for one architecture.
 OLDEST := .venv-oldest
@@ -51,7 +51,7 @@ $(OLDEST)/.installed: pyproject.toml setup.py constraints.txt $(wildcard csrc/*)
 
 test-oldest: $(OLDEST)/.installed
 	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(OLDEST)/bin/python -P -m pytest tests/kernels --confcutdir=tests/kernels -m interpret -q -n $(JOBS)
-	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -P -m pytest tests/test_aot.py --noconftest -m aot -q -k sm90 -n $(JOBS)
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -P -m pytest tests/test_aot.py tests/test_launches.py --noconftest -m aot -q -k "sm90 or launch" -n $(JOBS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

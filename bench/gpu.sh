@@ -32,23 +32,41 @@ timeout "${SECONDS_TO_TEST:-170}" $python -P -m pytest tests/kernels --confcutdi
 tests=$?
 tail -25 "$results/$gpu-tests.txt"
 
+# compiling takes a processor, not the GPU: a process for each module, into the caches of Triton and Inductor
+warm() {
+  say "compile what bench/$1 will time, $cores at once"
+  $python -c 'import sys; sys.path.insert(0, "bench"); import registry; print(*registry.MODULES, sep="\n")' |
+    timeout 120 xargs -P "$cores" -I{} sh -c \
+      "$python bench/$1 --warm --module {} >/dev/null 2>'$results/warm-{}.txt' || true"
+  find "$results" -name 'warm-*.txt' -size 0 -delete
+}
+
 if [ "${1:-}" = tune ]; then
+  warm tune.py
   say "tune"
-  timeout "${SECONDS_TO_MEASURE:-300}" $python bench/tune.py --out "$results/$gpu-tiles.jsonl"
+  limit=${SECONDS_TO_MEASURE:-$((530 - SECONDS))}
+  timeout "$limit" $python bench/tune.py --deadline "$((limit - 30))" --out "$results/$gpu-tiles.jsonl"
   exit $?
 fi
 
-say "compile what will be timed, $cores at once"
-# compiling takes a processor, not the GPU: a process for each module, into the caches of Triton and Inductor
-$python -c 'import sys; sys.path.insert(0, "bench"); import registry; print(*registry.MODULES, sep="\n")' |
-  timeout 120 xargs -P "$cores" -I{} sh -c "$python bench/run.py --warm --module {} >/dev/null 2>'$results/warm-{}.txt' || true"
-find "$results" -name 'warm-*.txt' -size 0 -delete
-
+warm run.py
 say "measure"
-left=$((530 - SECONDS))
-limit=${SECONDS_TO_MEASURE:-$left}
-timeout "$limit" $python bench/run.py --deadline "$((limit - 20))" --seconds 0.6 --out "$rows" >/dev/null
-measured=$?
+# what matters most first: attention and a whole step of training, then the other operators as far as time goes
+end=$((SECONDS + ${SECONDS_TO_MEASURE:-$((530 - SECONDS))}))
+measured=0
+measure() {
+  local share=$1 left=$((end - SECONDS))
+  shift
+  [ "$left" -gt 10 ] || { echo "no time left for $*"; return; }
+  [ "$share" -lt "$left" ] || share=$left
+  timeout "$share" $python "$@" --out "$rows" >/dev/null || measured=1
+}
+measure 60 bench/run.py --module segment_attention --deadline 40 --seconds 0.6
+for model in white_box dit; do
+  measure 60 bench/training_step.py --model "$model" --seconds 3
+done
+others=$($python -c 'import sys; sys.path.insert(0, "bench"); import registry; print(*registry.MODULES[1:])')
+measure 530 bench/run.py $(printf -- '--module %s ' $others) --deadline "$((end - SECONDS - 20))" --seconds 0.6
 say "done: $rows"
 $python bench/table.py "$rows"
 exit $((tests || measured))

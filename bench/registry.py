@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from operators.case import Operator
 
+# Those that matter most come first, so that a deadline cuts the others.
 MODULES = (
-    "attention_map",
-    "coding_rate",
-    "denoise_loss",
-    "denoise_step",
-    "embed_genes",
-    "ista",
-    "linear_cross_entropy",
-    "modulate",
-    "noise_patch_embed",
-    "sample_distance",
     "segment_attention",
     "single_step_denoise",
+    "modulate",
+    "ista",
+    "noise_patch_embed",
     "subspace_attention",
+    "denoise_loss",
+    "linear_cross_entropy",
+    "embed_genes",
+    "attention_map",
     "token_statistics",
     "white_box_block",
+    "denoise_step",
+    "coding_rate",
+    "sample_distance",
 )
 
 

@@ -185,6 +185,7 @@ def main() -> int:
             line = json.dumps(subject | {"dtype": options.dtype} | row | surroundings)
             print(line, flush=True)
             if options.out:
+                options.out.parent.mkdir(parents=True, exist_ok=True)
                 with options.out.open("a") as file:
                     file.write(line + "\n")
     return int(not sound)

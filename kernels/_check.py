@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -12,12 +13,40 @@ if TYPE_CHECKING:
 
 FLOATS: Final = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 INTEGERS: Final = (torch.int32, torch.int64)
+# what a number is while a graph for all sizes is traced
+_SYMBOLIC: Final = (torch.SymInt, torch.SymFloat)
 
 
 def require_tensor(name: str, value: object) -> None:
-    """Refuse what is not a tensor."""
+    """Refuse what is not a tensor, or is a sparse or nested one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} is a {type(value).__name__}; pass a torch.Tensor")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name} has the layout {value.layout}; pass a dense tensor, {name}.to_dense()")
+
+
+def require_number(name: str, value: object) -> None:
+    """Refuse what is not a number of Python or NumPy; which numbers are right is up to the caller."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, *_SYMBOLIC, numbers.Real)):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass a number")
+
+
+def require_whole(name: str, value: object) -> None:
+    """Refuse what is not a whole number."""
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt, numbers.Integral)):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass a whole number")
+
+
+def require_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False: NumPy's would be taken for numbers further down."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass True or False")
+
+
+def require_choice(name: str, value: object, known: Collection[str]) -> None:
+    """Refuse what is not one of the names `known`."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, known))}")
 
 
 def require_float(name: str, value: Tensor) -> None:

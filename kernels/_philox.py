@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
+from ._dispatch import outside_autocast
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -53,7 +55,8 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
             raise TypeError(f"seed has dtype {seed.dtype}; cast it with seed.to(torch.int64)")
         if seed.numel() != 1:
             raise ValueError(f"seed has shape {tuple(seed.shape)}; give one number")
-        if seed.device != device:
+        # "cuda" is the current GPU, whatever its number
+        if seed.device.type != device.type or device.index not in (None, seed.device.index):
             raise ValueError(f"seed is on {seed.device} and the tensors are on {device}; move it there once")
         return seed.reshape(())
     if isinstance(seed, bool) or not isinstance(seed, (int, torch.SymInt)):
@@ -105,6 +108,7 @@ def philox_normal_quads(
     return torch.stack(numbers, -1).view(*rows, 4 * quads)[..., :columns]
 
 
+@outside_autocast
 def patch_noise(seed: Tensor, cells: int, genes: int, patch: int, dtype: torch.dtype) -> Tensor:
     """Noise [cells, genes] whose rows of quads are patches of `patch` genes, the last cut short.
 

@@ -18,7 +18,14 @@ import numpy as np
 import torch
 
 from . import _dispatch
-from ._check import require_dims, require_integer, require_shape, require_tensor
+from ._check import (
+    require_device_of,
+    require_dims,
+    require_integer,
+    require_shape,
+    require_tensor,
+    require_whole,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,11 +74,18 @@ def segment_schedule(cu_seqlens: Tensor, total: int, *, tile_rows: int) -> Segme
     Raises
     ------
     TypeError
-        `cu_seqlens` is not a tensor of whole numbers.
+        `cu_seqlens` is not a tensor of whole numbers, or `total` or `tile_rows` is not a whole number.
     ValueError
         `tile_rows` or `total` is out of range, or the values of `cu_seqlens` are wrong. On a GPU values are
         checked without waiting: the device stops with an assertion.
+
+    Examples
+    --------
+    >>> schedule = scdd.kernels.segment_schedule(cu_seqlens, len(q), tile_rows=128)
+    >>> out = scdd.kernels.segment_attention(q, k, v, cu_seqlens, schedule=schedule)
     """
+    require_whole("total", total)
+    require_whole("tile_rows", tile_rows)
     require_lengths(cu_seqlens, total)
     if tile_rows < 1:
         raise ValueError(f"tile_rows is {tile_rows}; a tile has at least one row, pass 64 or 128")
@@ -93,8 +107,23 @@ def require_lengths(cu_seqlens: Tensor, total: int) -> None:
         raise ValueError(f"there are {total} rows and offsets are int32; make batches under {_MOST_ROWS}")
 
 
+def require_packed(cu_seqlens: Tensor, name: str, packed: Tensor) -> None:
+    """Refuse what are not the starts of the segments of `packed`, its values too where they lie on a CPU."""
+    require_lengths(cu_seqlens, len(packed))
+    require_device_of("cu_seqlens", cu_seqlens, name, packed)
+    # a tensor of a tracer has no values
+    if (
+        cu_seqlens.device.type == "cpu"
+        and type(cu_seqlens) is torch.Tensor
+        and not torch.compiler.is_compiling()
+    ):
+        checked_starts(cu_seqlens, len(packed))
+
+
 def require_schedule(schedule: SegmentSchedule, total: int, device: torch.device) -> None:
     """Refuse a schedule that can not be one for `total` rows on `device`."""
+    if not isinstance(schedule, SegmentSchedule):
+        raise TypeError(f"schedule is a {type(schedule).__name__}; pass what segment_schedule returns")
     tiles, segments, tile_rows = schedule
     require_tensor("schedule.tiles", tiles)
     if tiles.ndim != 2 or tiles.shape[1] != COLUMNS:
@@ -107,6 +136,11 @@ def require_schedule(schedule: SegmentSchedule, total: int, device: torch.device
             raise ValueError(
                 f"schedule.{name} is on {tensor.device} and q is on {device}; move it with .to(q.device)"
             )
+        if not tensor.is_contiguous():
+            raise ValueError(
+                f"schedule.{name} has strides {tensor.stride()}; the kernels read it row by row, "
+                "pass it .contiguous()"
+            )
     if tile_rows < 1:
         raise ValueError(f"schedule.tile_rows is {tile_rows}; pass that which the tiles were cut to")
 
@@ -116,7 +150,8 @@ def checked_starts(cu_seqlens: Tensor, total: int) -> np.ndarray:
 
     Waits for a GPU; the fused path does not come here.
     """
-    starts = cu_seqlens.detach().cpu().numpy().astype(np.int64)
+    # not `.numpy()`, which a transform of torch.func leaves without memory to look at
+    starts = np.array(cu_seqlens.tolist(), dtype=np.int64)
     if starts[0] != 0:
         raise ValueError(f"cu_seqlens starts at {starts[0]}; the first segment starts at row 0")
     if (falls := np.flatnonzero(starts[1:] < starts[:-1])).size:

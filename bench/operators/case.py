@@ -67,7 +67,10 @@ class Operator:
         The same in plain PyTorch, as its users write it today: the baseline, also compiled.
     truth
         What the gate compares both with, in float64; `eager` unless that is something else in part (random
-        numbers of its own).
+        numbers of its own) or does not fit.
+    peer
+        What may be half as wrong in the dtype that is timed; `truth` unless that computes in a wider one, which
+        no fused kernel equals.
     baselines
         Other ways by name, made for the inputs of a case: the function to time, called with the inputs by name.
         A maker raises `Unavailable` where it can not run.
@@ -80,6 +83,7 @@ class Operator:
     eager: Function
     cases: tuple[Case, ...]
     truth: Function | None = None
+    peer: Function | None = None
     baselines: Mapping[str, Callable[[dict[str, object]], Function]] = field(default_factory=dict)
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
     cpu_dtype: str = "float32"

@@ -171,4 +171,5 @@ class Transformer(nn.Module):
 def loss(model: Transformer, x0: Tensor, signal: Tensor, noise: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """Mean squared error of the predicted noise, of ``x_t = signal x0 + noise eps``."""
     predicted = model(signal[:, None] * x0 + noise[:, None] * eps, t)
-    return F.mse_loss(predicted.float(), eps.float())
+    wide = torch.promote_types(predicted.dtype, torch.float32)
+    return F.mse_loss(predicted.to(wide), eps.to(wide))

@@ -11,11 +11,14 @@ from .. import _dispatch
 from .._check import (
     require_device_of,
     require_dims,
+    require_flag,
     require_float,
     require_integer,
     require_like,
+    require_number,
     require_shape,
     require_tensor,
+    require_whole,
 )
 from .._dispatch import is_fused
 from .._segments import require_lengths, require_schedule, segment_schedule
@@ -96,8 +99,8 @@ def attention_mass(
 
     Examples
     --------
-    >>> out, lse = scdd.kernels.segment_attention_with_lse(q, k, v, cu_seqlens)
-    >>> importance = attention_mass(q, k, lse, cu_seqlens).mean(1)
+    >>> _, lse = scdd.kernels.segment_attention_with_lse(q, k, v, cu_seqlens)
+    >>> importance = scdd.kernels.attention_mass(q, k, lse, cu_seqlens).mean(1)
     """
     _check(q, k, lse, cu_seqlens, scale)
     biases = _biases(q, key_weight, key_value, slope, coordinate)
@@ -167,7 +170,7 @@ def attention_rows(
 
     Examples
     --------
-    >>> sums, counts = attention_rows(q, k, lse, cu_seqlens, genes, factors, 20_000)
+    >>> sums, counts = scdd.kernels.attention_rows(q, k, lse, cu_seqlens, genes, factors, 20_000)
     >>> network = sums / counts.clamp(min=1)
     """
     _check(q, k, lse, cu_seqlens, scale)
@@ -177,6 +180,8 @@ def attention_rows(
         require_dims(name, ids, (1,), "[T]" if name == "genes" else "[R]")
         require_device_of(name, ids, "q", q)
     require_shape("genes", genes, (q.shape[0],), "[T], one a token")
+    require_whole("n_genes", n_genes)
+    require_flag("per_head", per_head)
     if n_genes < 1:
         raise ValueError(f"n_genes is {n_genes}; pass the size of the vocabulary")
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -210,6 +215,8 @@ def _check(q: Tensor, k: Tensor, lse: Tensor, cu_seqlens: Tensor, scale: float |
     require_lengths(cu_seqlens, len(q))
     if cu_seqlens.device.type != "cpu":
         require_device_of("cu_seqlens", cu_seqlens, "q", q)
+    if scale is not None:
+        require_number("scale", scale)
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; it must be positive, None for 1 / sqrt(D)")
 

@@ -36,6 +36,8 @@ def plan(cu_seqlens: Tensor, genes: Tensor, chosen: Tensor, n_genes: int, tile_q
     # all others land in the last element, in any order
     queries.scatter_(0, places, torch.arange(tokens, dtype=torch.int32, device=device))
     starts = cu_seqlens.to(device, torch.int64)
+    sound = (starts[0] == 0) & (starts[-1] == tokens) & (starts[1:] >= starts[:-1]).all()
+    torch._assert_async(sound, "cu_seqlens must start at 0, not decrease and end at the number of rows")
     return Plan(_tiles(starts, before, tokens, tile_queries), queries, row_of_token.int())
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 from torch import Tensor
 
+from .._dispatch import outside_autocast
 from .._segments import checked_starts
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Biases(NamedTuple):
     coordinate: Tensor | None = None
 
 
+@outside_autocast
 def attention_mass(
     q: Tensor, k: Tensor, lse: Tensor, cu_seqlens: Tensor, tiles: Tensor | None, segments: Tensor | None,
     key_weight: Tensor | None, key_value: Tensor | None, slope: Tensor | None, coordinate: Tensor | None,
@@ -48,6 +50,7 @@ def attention_mass(
     return mass
 
 
+@outside_autocast
 def attention_rows(
     q: Tensor, k: Tensor, lse: Tensor, cu_seqlens: Tensor, genes: Tensor, chosen: Tensor,
     key_weight: Tensor | None, key_value: Tensor | None, slope: Tensor | None, coordinate: Tensor | None,

@@ -39,8 +39,25 @@ _MASS: Final = MappingProxyType(
 
 # Queries stay and keys pass by, for all heads in turn.
 _ROWS: Final = MappingProxyType(
-    {(width, size): Tile(64, 32, 8, 2, 64 // size) for width in WIDTHS for size in (2, 4)}
-)
+    {
+        (32, 2): Tile(64, 32, 8, 2, 32), (32, 4): Tile(64, 32, 8, 2, 16),
+        (64, 2): Tile(64, 32, 8, 2, 32), (64, 4): Tile(64, 32, 8, 2, 16),
+        (96, 2): Tile(64, 32, 8, 2, 32), (96, 4): Tile(64, 32, 8, 2, 16),
+        (128, 2): Tile(64, 32, 8, 2, 32), (128, 4): Tile(64, 32, 8, 2, 16),
+    }
+)  # fmt: skip
+
+# Place in a table -> what may be tried there.
+CANDIDATES: Final = MappingProxyType(
+    {
+        ("_MASS", (64, 2)): (Tile(64, 64, 4, 2, 64), Tile(128, 64, 8, 3, 64), Tile(64, 128, 8, 3, 64)),
+        ("_MASS", (128, 2)): (Tile(64, 64, 4, 2, 128), Tile(128, 64, 8, 3, 128), Tile(64, 64, 8, 3, 128)),
+        ("_MASS", (64, 4)): (Tile(64, 64, 8, 2, 32), Tile(32, 64, 4, 2, 32)),
+        ("_ROWS", (64, 2)): (Tile(64, 32, 4, 2, 32), Tile(64, 32, 8, 3, 32), Tile(64, 64, 8, 2, 32)),
+        ("_ROWS", (128, 2)): (Tile(64, 32, 4, 2, 32), Tile(64, 32, 8, 3, 32), Tile(64, 64, 8, 2, 32)),
+        ("_ROWS", (64, 4)): (Tile(64, 32, 4, 2, 16), Tile(64, 32, 8, 2, 32)),
+    }
+)  # fmt: skip
 
 
 def choose_mass(width: int, element_size: int) -> Tile:

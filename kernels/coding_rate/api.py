@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-from .._check import require_device_of, require_dims, require_float, require_integer
+from .._check import require_choice, require_dims, require_flag, require_float, require_number
 from .._dispatch import is_fused
+from .._segments import require_packed
 from . import ops, reference, tiles
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def coding_rate(z: Tensor, *, eps: float, normalise: bool = False) -> Tensor:
     require_float("z", z)
     require_dims("z", z, (3,), "[B, N, d]")
     _check_eps(eps)
+    require_flag("normalise", normalise)
     return reference.coding_rate(z, eps, normalise)
 
 
@@ -93,7 +95,7 @@ def subspace_coding_rate(
         Scale every token to length one within its head first.
     cu_seqlens
         Where the segments of packed tokens begin, ``[S + 1]`` of int32 or int64: it starts with 0, ends with
-        T, never falls, and may repeat. Only its shape is checked.
+        T, never falls, and may repeat. On a GPU only its shape is checked.
     reduction
         ``"sum"`` over the heads as in the paper, or ``"none"``.
     implementation
@@ -114,8 +116,8 @@ def subspace_coding_rate(
     TypeError
         An argument is not a tensor, or its dtype is not supported.
     ValueError
-        A shape or device does not fit, `eps` is not positive, or `reduction` or `implementation` is unknown
-        or can not be had.
+        A shape or device or `cu_seqlens` does not fit, `eps` is not positive, or `reduction` or
+        `implementation` is unknown or can not be had.
 
     References
     ----------
@@ -127,6 +129,7 @@ def subspace_coding_rate(
     >>> compressed = scdd.kernels.subspace_coding_rate(w, eps=0.1, normalise=True)
     """
     _check(w, eps, cu_seqlens, reduction)
+    require_flag("normalise", normalise)
     if is_fused(implementation, w, limit=_limit(w)):
         rate = ops.SubspaceCodingRate.apply(w, cu_seqlens, eps, normalise)
     else:
@@ -141,20 +144,15 @@ def _check(w: Tensor, eps: float, cu_seqlens: Tensor | None, reduction: str) -> 
         require_dims("w", w, (4,), "[B, N, H, P], or pass cu_seqlens with [T, H, P]")
     else:
         require_dims("w", w, (3,), "[T, H, P], the packed form that cu_seqlens asks for")
-        require_integer("cu_seqlens", cu_seqlens)
-        require_dims("cu_seqlens", cu_seqlens, (1,), "[S + 1]")
-        require_device_of("cu_seqlens", cu_seqlens, "w", w)
-        if cu_seqlens.shape[0] == 0:
-            raise ValueError("cu_seqlens has shape (0,); give it the shape [S + 1], its first value is 0")
+        require_packed(cu_seqlens, "w", w)
     if w.shape[-1] == 0 or w.shape[-2] == 0:
         raise ValueError(f"w has shape {tuple(w.shape)}; it needs one head and one channel at least")
     _check_eps(eps)
-    if reduction not in get_args(Reduction):
-        known = ", ".join(repr(name) for name in get_args(Reduction))
-        raise ValueError(f"reduction is {reduction!r}; choose one of {known}")
+    require_choice("reduction", reduction, get_args(Reduction))
 
 
 def _check_eps(eps: float) -> None:
+    require_number("eps", eps)
     if not eps > 0:
         raise ValueError(f"eps is {eps}; a code has a positive precision")
 

@@ -16,12 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._dispatch import outside_autocast
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LEAST_NORM = 1e-12
 
 
+@outside_autocast
 def coding_rate(z: Tensor, eps: float, normalise: bool) -> Tensor:
     """``1/2 logdet(I + d / (N eps^2) Z Z^T)`` on the smaller side, [B]."""
     _, tokens, width = z.shape
@@ -30,6 +33,7 @@ def coding_rate(z: Tensor, eps: float, normalise: bool) -> Tensor:
     return half_log_determinant(_regularised(gram, width / (max(tokens, 1) * eps**2)))[0]
 
 
+@outside_autocast
 def subspace_coding_rate(w: Tensor, cu_seqlens: Tensor | None, eps: float, normalise: bool) -> Tensor:
     """``1/2 logdet(I + P / (N eps^2) W_h^T W_h)`` of every head, [S, H]."""
     return forward(w, cu_seqlens, eps, normalise)[0]

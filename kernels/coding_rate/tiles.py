@@ -25,12 +25,20 @@ class Tile:
 # on it is tall enough for the tensor cores of Hopper.
 _TABLE: Final = MappingProxyType({16: (16, 4), 32: (32, 4), 64: (16, 4), 128: (16, 8)})
 
-# For a tuner, beside the table.
-CANDIDATES: Final = MappingProxyType({64: ((16, 4), (32, 4)), 128: ((16, 8), (32, 8))})
-
 # The least that the tensor cores of Hopper take of rows.
 _TOKENS: Final = 64
 _GRADIENT_BLOCK: Final = 32
+
+# Place in a table -> what may be tried there.
+CANDIDATES: Final = MappingProxyType(
+    {
+        ("_TABLE", 32): ((16, 4), (64, 4)),
+        ("_TABLE", 64): ((32, 4), (16, 8)),
+        ("_TABLE", 128): ((32, 8), (16, 16)),
+        ("_TOKENS",): (128,),
+        ("_GRADIENT_BLOCK",): (16, 64),
+    }
+)
 
 MIN_CHANNELS: Final = 16
 MAX_CHANNELS: Final = 128

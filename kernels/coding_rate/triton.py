@@ -28,7 +28,7 @@ def _segment(cu_seqlens, i_s, N, PACKED: tl.constexpr):
     if PACKED:
         start = tl.load(cu_seqlens + i_s).to(tl.int64)
         return start, tl.load(cu_seqlens + i_s + 1).to(tl.int64) - start
-    return i_s * N, N.to(tl.int64)
+    return i_s * N, tl.cast(N, tl.int64)
 
 
 @triton.jit

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 import torch
 
 from .. import _philox
-from .._check import require_device_of, require_dims, require_float, require_like, require_shape
+from .._check import (
+    require_choice,
+    require_device_of,
+    require_dims,
+    require_float,
+    require_like,
+    require_number,
+    require_shape,
+)
 from .._dispatch import is_fused
 from . import ops, reference
 from .tiles import MAX_PATCH
@@ -106,16 +114,16 @@ def denoise_loss(
 
     Examples
     --------
-    >>> tokens = scdd.kernels.noise_patch_embed(x0, signal, noise, *embed, seed=step)
+    >>> tokens = scdd.kernels.noise_patch_embed(
+    ...     x0, signal, noise, embed.weight, embed.bias, position, seed=step
+    ... )
     >>> loss, cells = scdd.kernels.denoise_loss(
     ...     blocks(tokens), shift, scale, head.weight, head.bias, x0, signal, noise, seed=step
     ... )
     """
     _check_layer(h, shift, scale, weight, bias, norm_eps)
     _check_target(h, weight, x0, signal, noise, eps, cell_weight)
-    if prediction not in get_args(Prediction):
-        known = ", ".join(repr(name) for name in get_args(Prediction))
-        raise ValueError(f"prediction is {prediction!r}; choose one of {known}")
+    require_choice("prediction", prediction, get_args(Prediction))
     if (seed is not None and eps is not None) or (prediction != "x0" and seed is None and eps is None):
         raise ValueError("give either seed or eps: the noise is drawn, or it is there")
     seeded = None if seed is None else _philox.as_seed(seed, h.device)
@@ -148,7 +156,8 @@ def _check_layer(
         raise ValueError("weight has no genes; give it the shape [P, D]")
     require_like("weight", weight, (len(weight), width), "[P, D]", "h", h)
     require_like("bias", bias, (len(weight),), "[P]", "h", h)
-    if norm_eps < 0:
+    require_number("norm_eps", norm_eps)
+    if not norm_eps >= 0:
         raise ValueError(f"norm_eps is {norm_eps}; it is added to a variance and can not be negative")
 
 
@@ -170,7 +179,6 @@ def _check_target(
     for name, value in (
         per_cell | {name: value for name, value in given.items() if value is not None}
     ).items():
-        assert value is not None
         require_float(name, value)
         shape, meaning = (tuple(x0.shape), "[B, G]") if name == "eps" else ((cells,), "[B]")
         require_shape(name, value, shape, meaning)

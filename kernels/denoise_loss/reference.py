@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _philox
+from .._dispatch import outside_autocast
 
 
+@outside_autocast
 def denoise_loss(
     h: Tensor, shift: Tensor, scale: Tensor, weight: Tensor, bias: Tensor,
     x0: Tensor, signal: Tensor, noise: Tensor, cell_weight: Tensor | None,

@@ -7,6 +7,7 @@ their channels as registers hold.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 
@@ -31,6 +32,15 @@ _ROWS: Final = 64
 # Bytes an element -> most channels of a tile, warps.
 _WIDTHS: Final = {2: (64, 8), 4: (64, 8)}
 _BACKWARD: Final = {2: (64, 8), 4: (32, 8)}
+# Place in a table -> what may be tried there.
+CANDIDATES: Final = MappingProxyType(
+    {
+        ("_WIDTHS", 2): ((32, 4), (64, 4), (128, 8)),
+        ("_WIDTHS", 4): ((32, 4), (32, 8)),
+        ("_BACKWARD", 2): ((32, 4), (32, 8), (64, 4)),
+        ("_BACKWARD", 4): ((32, 4), (16, 4)),
+    }
+)
 # Loads are asked for ahead by hand: the pipeliner would not take those of h.
 BACKWARD_STAGES: Final = 1
 _MIN_WIDTH: Final = 16

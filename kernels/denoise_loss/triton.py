@@ -109,7 +109,7 @@ def denoise_loss_fwd_kernel(
     b_error = b_error.to(residual.dtype.element_ty)
     tl.store(residual + o_r[:, None] * P + o_k[None, :], b_error, mask=m_n[:, None] & (o_k < P)[None, :])
     b_error = b_error.to(tl.float32)
-    rows = B.to(tl.int64) * N
+    rows = tl.cast(B, tl.int64) * N
     tl.store(statistics + o_r, b_pivot + b_rest, mask=m_n)
     tl.store(statistics + rows + o_r, b_rstd, mask=m_n)
     tl.store(statistics + 2 * rows + o_r, tl.sum(b_error * tl.sum(b_of_gain, 1)[None, :], 1) / D, mask=m_n)
@@ -129,7 +129,7 @@ def denoise_loss_bwd_kernel(
     o_k = tl.arange(0, BK)
     m_d, m_k = o_d < D, o_k < P
     factor *= tl.load(dloss).to(tl.float32)
-    rows = B.to(tl.int64) * N
+    rows = tl.cast(B, tl.int64) * N
     # [BK, BD]
     p_w = o_k[:, None] * D + o_d[None, :]
     m_w = m_k[:, None] & m_d[None, :]
@@ -201,7 +201,7 @@ def denoise_loss_forward(
                 **_sizes(tile, weight), PREDICTION=prediction, num_warps=tile.num_warps,
             )  # fmt: skip
     of_cells = squares.sum(1) / x0.shape[1]
-    loss = of_cells if cell_weight is None else of_cells * cell_weight
+    loss = of_cells if cell_weight is None else of_cells * cell_weight.to(of_cells.dtype)
     return loss.mean(), of_cells, residual, statistics
 
 

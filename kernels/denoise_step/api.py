@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from .. import _philox
-from .._check import require_device_of, require_dims, require_float, require_like, require_shape
+from .._check import (
+    require_device_of,
+    require_dims,
+    require_float,
+    require_like,
+    require_number,
+    require_shape,
+    require_tensor,
+)
 from .._dispatch import is_fused
 from . import ops, reference
 
@@ -131,6 +139,7 @@ def denoise_step_with_estimate(
 
     Examples
     --------
+    >>> table = scdd.kernels.ddim_coefficients(alpha_bar[times[:-1]], alpha_bar[times[1:]])
     >>> previous = None
     >>> for i, t in enumerate(times[:-1]):
     ...     x, previous = scdd.kernels.denoise_step_with_estimate(
@@ -150,7 +159,8 @@ def _denoise_step(
     implementation: Implementation,
 ) -> tuple[Tensor, Tensor]:
     _check(*tensors)
-    lowest, highest = (-math.inf, math.inf) if clamp is None else clamp
+    require_number("guidance", guidance)
+    lowest, highest = (-math.inf, math.inf) if clamp is None else _bounds(clamp)
     if not lowest <= highest:
         raise ValueError(f"clamp is {clamp}; give the least value and then the largest")
     seeded = None if seed is None else _philox.as_seed(seed, tensors[0].device)
@@ -165,6 +175,14 @@ def _denoise_step(
     return ops.denoise_step(*(t if t is None else t.contiguous() for t in tensors), *settings)
 
 
+def _bounds(clamp: tuple[float, float]) -> tuple[float, float]:
+    if not isinstance(clamp, (tuple, list)) or len(clamp) != 2:
+        raise TypeError(f"clamp is {clamp!r}; pass two numbers, the least value and the largest")
+    require_number("clamp[0]", clamp[0])
+    require_number("clamp[1]", clamp[1])
+    return clamp[0], clamp[1]
+
+
 def _check(
     x: Tensor, output: Tensor, coefficients: Tensor, unconditional: Tensor | None, previous: Tensor | None
 ) -> None:
@@ -172,9 +190,9 @@ def _check(
     require_float("x", x)
     require_dims("x", x, (2,), "[B, G]")
     shape = tuple(x.shape)
+    require_tensor("output", output)
     for name, value in {"output": output, "unconditional": unconditional}.items():
-        if name == "output" or value is not None:
-            assert value is not None
+        if value is not None:
             require_float(name, value)
             require_shape(name, value, shape, "that of x")
             require_device_of(name, value, "x", x)

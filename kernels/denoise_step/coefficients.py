@@ -13,6 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .._check import require_choice, require_device_of, require_float, require_number, require_shape
+
 Prediction = Literal["eps", "v", "x0"]
 Variance = Literal["posterior", "beta"]
 
@@ -44,12 +46,26 @@ def ddim_coefficients(
     Tensor
         float32, ``[..., 6]`` on the device of the tensors.
 
+    Raises
+    ------
+    TypeError
+        A time is neither a number nor a floating-point tensor, or `eta` is not a number.
+    ValueError
+        Two tensors differ in shape or device, numbers are out of range (the values of tensors are not
+        looked at, as that would wait for a GPU), `eta` is negative, or `prediction` is unknown.
+
     References
     ----------
     .. [1] J. Song, C. Meng and S. Ermon, "Denoising Diffusion Implicit Models", ICLR 2021.
+
+    Examples
+    --------
+    >>> table = scdd.kernels.ddim_coefficients(alpha_bar[times[:-1]], alpha_bar[times[1:]])
+    >>> x = scdd.kernels.denoise_step(x, network(x, times[0]), table[0])
     """
     now, after = _times(alpha_bar, alpha_bar_next)
-    if eta < 0:
+    require_number("eta", eta)
+    if not eta >= 0:
         raise ValueError(f"eta is {eta}; it scales a deviation and can not be negative")
     noise, noise_after = (1 - now).sqrt(), (1 - after).sqrt()
     sigma = eta * noise_after / noise * (1 - now / after).clamp(min=0).sqrt()
@@ -83,13 +99,22 @@ def ddpm_coefficients(
     Tensor
         float32, ``[..., 6]`` on the device of the tensors.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As in :func:`ddim_coefficients`, or `variance` is unknown.
+
     References
     ----------
     .. [1] J. Ho, A. Jain and P. Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> table = scdd.kernels.ddpm_coefficients(alpha_bar[times[:-1]], alpha_bar[times[1:]])
+    >>> x = scdd.kernels.denoise_step(x, network(x, times[0]), table[0], seed=0)
     """
     now, after = _times(alpha_bar, alpha_bar_next)
-    if variance not in get_args(Variance):
-        raise ValueError(f"variance is {variance!r}; choose 'posterior' or 'beta'")
+    require_choice("variance", variance, get_args(Variance))
     alpha = now / after
     beta = (1 - alpha).clamp(min=0)
     of_x = alpha.sqrt() * (1 - after) / (1 - now)
@@ -124,16 +149,29 @@ def dpm_solver_coefficients(
     Tensor
         float32, ``[..., 6]`` on the device of the tensors.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As in :func:`ddim_coefficients`.
+
     References
     ----------
     .. [1] C. Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models",
-    2022.
+       2022.
+
+    Examples
+    --------
+    >>> first = scdd.kernels.dpm_solver_coefficients(alpha_bar[times[0]], alpha_bar[times[1]])
+    >>> x, previous = scdd.kernels.denoise_step_with_estimate(x, network(x, times[0]), first)
+    >>> now, after, last = alpha_bar[times[1]], alpha_bar[times[2]], alpha_bar[times[0]]
+    >>> second = scdd.kernels.dpm_solver_coefficients(now, after, last)
+    >>> x = scdd.kernels.denoise_step(x, network(x, times[1]), second, previous=previous)
     """
     now, after = _times(alpha_bar, alpha_bar_next)
     step = _log_ratio(after) - _log_ratio(now)
     beyond = torch.zeros_like(now)
     if alpha_bar_last is not None:
-        last, _ = _times(alpha_bar_last, alpha_bar)
+        last, _ = _times(alpha_bar_last, alpha_bar, ("alpha_bar_last", "alpha_bar"))
         beyond = step / (2 * (_log_ratio(now) - _log_ratio(last)))
         beyond = torch.where(step.isfinite(), beyond, 0.0)
     towards = -after.sqrt() * torch.expm1(-step)
@@ -141,14 +179,35 @@ def dpm_solver_coefficients(
     return _stack(now, prediction, along, towards * (1 + beyond), -towards * beyond, torch.zeros_like(now))
 
 
-def _times(alpha_bar: float | Tensor, alpha_bar_next: float | Tensor) -> tuple[Tensor, Tensor]:
+def _times(
+    alpha_bar: float | Tensor,
+    alpha_bar_next: float | Tensor,
+    names: tuple[str, str] = ("alpha_bar", "alpha_bar_next"),
+) -> tuple[Tensor, Tensor]:
     """Both in float64, of one shape and on one device."""
-    tensors = [value for value in (alpha_bar, alpha_bar_next) if isinstance(value, Tensor)]
+    tensors = []
+    for name, value in zip(names, (alpha_bar, alpha_bar_next), strict=True):
+        if isinstance(value, Tensor):
+            require_float(name, value)
+            tensors.append(value)
+        else:
+            require_number(name, value)
     device = tensors[0].device if tensors else None
-    now, after = (torch.as_tensor(v, dtype=torch.float64, device=device) for v in (alpha_bar, alpha_bar_next))
-    if not tensors and not 0 < now <= after <= 1:
+    if len(tensors) == 2:
+        require_device_of(names[1], tensors[1], names[0], tensors[0])
+        if tensors[0].ndim and tensors[1].ndim:
+            require_shape(names[1], tensors[1], tuple(tensors[0].shape), f"that of {names[0]}")
+    # a number is filled in where the tensors are: to copy it there would wait for the device
+    now, after = (
+        value.to(device, torch.float64)
+        if isinstance(value, Tensor)
+        else torch.full((), value, dtype=torch.float64, device=device)
+        for value in (alpha_bar, alpha_bar_next)
+    )
+    if not tensors and not (0 < now <= after <= 1 and now < 1):
         raise ValueError(
-            f"alpha_bar is {alpha_bar} and the next {alpha_bar_next}; they grow towards 1 as noise is removed"
+            f"{names[0]} is {alpha_bar} and {names[1]} is {alpha_bar_next}; they grow towards 1 as noise is "
+            "removed, and the first is below 1"
         )
     return torch.broadcast_tensors(now, after)
 
@@ -160,14 +219,12 @@ def _log_ratio(alpha_bar: Tensor) -> Tensor:
 
 def _stack(now: Tensor, prediction: str, *solver: Tensor) -> Tensor:
     """Put the estimate of x0 before what the solver makes of it, [..., 6]."""
+    require_choice("prediction", prediction, get_args(Prediction))
     signal, noise = now.sqrt(), (1 - now).sqrt()
     if prediction == "eps":
         estimate = (1 / signal, -noise / signal)
     elif prediction == "v":
         estimate = (signal, -noise)
-    elif prediction == "x0":
-        estimate = (torch.zeros_like(now), torch.ones_like(now))
     else:
-        known = ", ".join(repr(name) for name in get_args(Prediction))
-        raise ValueError(f"prediction is {prediction!r}; choose one of {known}")
+        estimate = (torch.zeros_like(now), torch.ones_like(now))
     return torch.stack((*estimate, *solver), -1).to(torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 
@@ -19,6 +20,9 @@ _ELEMENTS: Final = 1024
 _MIN_GENES: Final = 16
 # Eight elements a thread: 128 bits in 16-bit dtypes, two counters of noise in all.
 _WARPS: Final = 4
+
+# Place -> what may be tried there.
+CANDIDATES: Final = MappingProxyType({("_ELEMENTS",): (512, 2048), ("_WARPS",): (2, 8)})
 
 
 def choose(genes: int) -> Tile:

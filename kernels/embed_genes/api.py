@@ -6,8 +6,17 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, get_args
 
 import torch
 
-from .._check import require_device_of, require_float, require_integer, require_like, require_shape
-from .._dispatch import is_fused
+from .._check import (
+    require_choice,
+    require_device_of,
+    require_float,
+    require_integer,
+    require_like,
+    require_number,
+    require_shape,
+    require_whole,
+)
+from .._dispatch import is_fused, outside_autocast
 from . import ops, reference
 from .tiles import MAX_COLUMNS, MAX_HIDDEN, MAX_WIDTH
 
@@ -133,15 +142,17 @@ def embed_genes(
 
     Examples
     --------
-    >>> bins = SoftBins(weight, bias, table)
-    >>> tokens = embed_genes(cells.indices, cells.data.log1p(), gene_table=genes, encoding=bins)
+    >>> bins = scdd.kernels.SoftBins(weight, bias, table)
+    >>> tokens = scdd.kernels.embed_genes(
+    ...     indices, data.log1p(), gene_table=gene_table, encoding=bins, norm="none"
+    ... )
     """
     _check_tokens(genes, values, streams, gene_table)
     _check_weights(gene_table, encoding, stream_table, prefix_table, weight, bias)
     _check_together(values, encoding, streams, stream_table, value_stream)
-    if norm not in _NORMS:
-        raise ValueError(f"norm is {norm!r}; choose one of {', '.join(repr(n) for n in get_args(Norm))}")
-    if eps < 0:
+    require_choice("norm", norm, get_args(Norm))
+    require_number("eps", eps)
+    if not eps >= 0:
         raise ValueError(f"eps is {eps}; it is added to a variance and can not be negative")
     if values is not None:
         values = values.to(torch.float64 if gene_table.dtype == torch.float64 else torch.float32)
@@ -155,6 +166,7 @@ def embed_genes(
     return reference.embed(*operands)
 
 
+@outside_autocast
 def _operands_of(
     encoding: SoftBins | ValueMLP | None, stream_table: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
@@ -237,8 +249,7 @@ def _check_weights(
     hidden = count = encoding.table.shape[0]
     if isinstance(encoding, ValueMLP):
         require_like("encoding.offset", encoding.offset, (width,), "[D]", *like)
-        if encoding.activation not in _ACTIVATIONS:
-            raise ValueError(f"encoding.activation is {encoding.activation!r}; choose 'silu' or 'gelu'")
+        require_choice("encoding.activation", encoding.activation, get_args(Activation))
     elif encoding.mixing is not None:
         hidden = encoding.weight.shape[-1]
         require_like("encoding.mixing", encoding.mixing, (count, hidden), "[K, M]", *like)
@@ -266,6 +277,8 @@ def _check_together(
             f"stream_table has {stream_table.shape[0]} rows and streams is None; "
             "pass the stream of each token, or one row"
         )
+    if value_stream is not None:
+        require_whole("value_stream", value_stream)
     if value_stream is not None and streams is None:
         raise ValueError(f"value_stream is {value_stream} and streams is None; pass the stream of each token")
     if value_stream is not None and value_stream < 0:

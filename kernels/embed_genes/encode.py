@@ -137,8 +137,9 @@ def scores_bwd_kernel(
     # [BT, BE]
     o_e = tl.arange(0, BE)
     p = o_t[:, None] * BE + o_e[None, :]
-    b_d = load_wide(dweights + p, m_v[:, None] & (o_e < K)[None, :])
     b_a = activations(b_x, weight, bias, mixing, K, M, BE, BM, MODE)
+    # loaded only now: beside the product it would not stay in registers
+    b_d = load_wide(dweights + p, m_v[:, None] & (o_e < K)[None, :])
     b_d = b_a * (b_d - tl.sum(b_a * b_d, 1)[:, None])
     store_narrow(dscores + p, b_d, m_t[:, None])
     # [BT, STEP]

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._dispatch import outside_autocast
+
 # How values are encoded, and how tokens are normalised, as the operators name it.
 NO_VALUES, SOFT_BINS, MIXED_BINS, SILU_MLP, GELU_MLP = range(5)
 NO_NORM, RMS_NORM, LAYER_NORM = range(3)
@@ -67,6 +69,7 @@ def columns(x: Operands) -> Columns:
     return Columns(count, first, x.table.shape[0] - first)
 
 
+@outside_autocast
 def embed(*operands: Tensor | float | None) -> Tensor:
     """``norm(gene_table[gene] + weights @ table)``, or the row of `prefix_table` in place of a gene's."""
     x = Operands(*operands)  # type: ignore[arg-type]

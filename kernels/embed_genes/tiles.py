@@ -53,6 +53,19 @@ _ENCODINGS: Final = MappingProxyType(
 )  # fmt: skip
 
 
+# Place in a table -> what may be tried there.
+CANDIDATES: Final = MappingProxyType(
+    {
+        ("_MAX_CHUNK", 2): (64,), ("_MAX_CHUNK", 4): (16,),
+        ("_TABLE", (128, 2)): (4,), ("_TABLE", (64, 2)): (8,), ("_TABLE", (32, 4)): (4,),
+        ("_STAGES", 2): (1, 3), ("_STAGES", 4): (2,),
+        ("_SUMS", 512): ((16, 4), (8, 8), (4, 4)), ("_SUMS", 1024): ((4, 8), (8, 4), (16, 8)),
+        ("_ENCODINGS", (2, False)): (Tile(64, MAX_COLUMNS, 8), Tile(32, MAX_COLUMNS, 4)),
+        ("_ENCODINGS", (4, False)): (Tile(64, MAX_COLUMNS, 8), Tile(32, MAX_COLUMNS, 4)),
+    }
+)  # fmt: skip
+
+
 def padded(size: int, least: int = 16) -> int:
     """The power of two that holds `size`."""
     return max(least, 1 << (size - 1).bit_length())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .._check import require_device_of, require_dims, require_float, require_like
+from .._check import require_device_of, require_dims, require_float, require_like, require_number
 from .._dispatch import is_fused
 from . import ops, reference
 
@@ -51,12 +51,20 @@ def ista_operator(
     ------
     TypeError, ValueError
         As in :func:`ista_step`.
+
+    Examples
+    --------
+    >>> operator = scdd.kernels.ista_operator(dictionary, 0.1)
+    >>> for _ in range(3):
+    ...     branch = scdd.kernels.ista_step(branch, operator=operator, step_size=0.1)
     """
     require_float("dictionary", dictionary)
     if dictionary.ndim != 2 or dictionary.shape[0] != dictionary.shape[1]:
         raise ValueError(f"dictionary has shape {tuple(dictionary.shape)}; give it a square one, [N, N]")
     check_step_size(step_size, dictionary)
-    if implementation == "reference":
+    # the product is PyTorch's wherever it runs, and so is had on any device
+    anywhere = isinstance(implementation, str) and implementation == "triton"
+    if not is_fused("auto" if anywhere else implementation, dictionary):
         with ops.as_they_are(dictionary):
             return reference.ista_operator(dictionary, step_size)
     if isinstance(step_size, Tensor):
@@ -157,6 +165,16 @@ def ista_step_with_zeros(
     -------
     IstaOutput
         `out` as of :func:`ista_step`, and `zeros`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in :func:`ista_step`.
+
+    Examples
+    --------
+    >>> stream, zeros = scdd.kernels.ista_step_with_zeros(branch, dictionary, residual=stream)
+    >>> sparsity = zeros / branch.numel()
     """
     return _step(y, dictionary, operator, step_size, threshold, residual, gate, implementation, count=True)
 
@@ -202,7 +220,9 @@ def check_step_size(step_size: float | Tensor, like: Tensor) -> None:
         require_device_of("step_size", step_size, "the dictionary", like)
         if step_size.numel() != 1:
             raise ValueError(f"step_size has shape {tuple(step_size.shape)}; pass a scalar")
-    elif not step_size > 0:
+        return
+    require_number("step_size", step_size)
+    if not step_size > 0:
         raise ValueError(f"step_size is {step_size}; pass a positive number")
 
 
@@ -216,8 +236,12 @@ def level_of(
         require_device_of("threshold", threshold, "the rows", rows)
         if threshold.numel() != 1 and threshold.shape != (width,):
             raise ValueError(f"threshold has shape {tuple(threshold.shape)}; pass a scalar or [{width}]")
-    elif not threshold >= 0:
-        raise ValueError(f"threshold is {threshold}; it is the price of a nonzero and can not be negative")
+    else:
+        require_number("threshold", threshold)
+        if not threshold >= 0:
+            raise ValueError(
+                f"threshold is {threshold}; it is the price of a nonzero and can not be negative"
+            )
     if not isinstance(threshold, Tensor) and not isinstance(step_size, Tensor):
         return None, step_size * threshold
     dtype = ops.wide_dtype(rows)

@@ -136,7 +136,7 @@ class IstaStep(torch.autograd.Function):
 def as_they_are(tensor: Tensor) -> AbstractContextManager[object]:
     """Keep autocast from the products inside an operator: it would cast one operand and not the other."""
     device = tensor.device.type
-    if torch.is_autocast_enabled(device):
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 

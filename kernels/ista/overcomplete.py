@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._check import require_device_of, require_dims, require_dtype_of, require_like
+from .._check import require_device_of, require_dims, require_dtype_of, require_like, require_number
 from .._dispatch import is_fused
 from . import overcomplete_ops, overcomplete_reference
 from .api import IstaOutput, check_rows, level_of, needs_gradient
@@ -99,6 +99,16 @@ def overcomplete_ista_step_with_zeros(
     -------
     IstaOutput
         `out` as of :func:`overcomplete_ista_step`, and `zeros`, of ``C * R * K`` elements.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in :func:`ista_step`.
+
+    Examples
+    --------
+    >>> out, zeros = scdd.kernels.overcomplete_ista_step_with_zeros(branch, dictionary)
+    >>> sparsity = zeros / (branch.shape[0] * branch.shape[1] * dictionary.shape[1])
     """
     return _step(x, dictionary, readout, step_size, threshold, residual, gate, implementation, count=True)
 
@@ -112,8 +122,7 @@ def _step(
     if readout is None:
         readout = dictionary
     require_like("readout", readout, tuple(dictionary.shape), "that of dictionary", "x", x)
-    if not isinstance(step_size, int | float):
-        raise TypeError(f"step_size is a {type(step_size).__name__}; pass a number")
+    require_number("step_size", step_size)
     level, offset = level_of(x, dictionary.shape[1], step_size, threshold)
     if not is_fused(implementation, x):
         with as_they_are(x):

@@ -49,23 +49,26 @@ _TILES: Final = MappingProxyType(
     }
 )
 
-# What a measurement may choose from, by the bytes of an element.
+# Sixteen bytes a thread, one row a warp; with more rows the sums take too many registers.
+_STRIPS: Final = MappingProxyType({2: Strip(8, 256, num_warps=4), 4: Strip(8, 128, num_warps=4)})
+
+# Place in a table -> what may be tried there.
 CANDIDATES: Final = MappingProxyType(
     {
-        2: (
-            _TILES[2],
+        ("_TILES", 2): (
             Tile(128, 128, 64, num_warps=4, num_stages=3),
             Tile(128, 128, 64, num_warps=8, num_stages=4),
             Tile(128, 256, 64, num_warps=8, num_stages=3),
             Tile(256, 128, 64, num_warps=8, num_stages=3),
             Tile(64, 256, 64, num_warps=4, num_stages=3),
         ),
-        4: (_TILES[4], Tile(64, 64, 32, num_warps=4, num_stages=3)),
+        ("_TILES", 4): (
+            Tile(64, 64, 32, num_warps=4, num_stages=3), Tile(128, 64, 32, num_warps=8, num_stages=2),
+        ),
+        ("_STRIPS", 2): (Strip(4, 256, num_warps=4), Strip(8, 128, num_warps=4), Strip(8, 256, num_warps=8)),
+        ("_STRIPS", 4): (Strip(4, 128, num_warps=4), Strip(8, 64, num_warps=4), Strip(8, 128, num_warps=8)),
     }
-)
-
-# Sixteen bytes a thread, one row a warp; with more rows the sums take too many registers.
-_STRIPS: Final = MappingProxyType({2: Strip(8, 256, num_warps=4), 4: Strip(8, 128, num_warps=4)})
+)  # fmt: skip
 
 # Enough programs for sixteen on each multiprocessor of the largest GPU of today. A constant, not a property
 # of the machine, so that sums over rows are cut alike, and round alike, on every machine.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from .._check import (
+    require_choice,
     require_device_of,
     require_dims,
     require_dtype_of,
@@ -14,6 +15,7 @@ from .._check import (
     require_integer,
     require_like,
     require_shape,
+    require_whole,
 )
 from .._dispatch import is_fused
 from . import ops, reference
@@ -97,7 +99,7 @@ def masked_linear_cross_entropy(
     >>> bound = round(0.2 * target.numel())  # 15% are masked at random
     >>> loss = scdd.kernels.masked_linear_cross_entropy(hidden, embedding, target, max_masked=bound)
     """
-    _check(hidden, weight, target, bias, max_masked, reduction)
+    _check(hidden, weight, target, bias, max_masked, ignore_index, reduction)
     if not is_fused(implementation, hidden):
         losses = reference.linear_cross_entropy(hidden, weight, bias, target, ignore_index)
         losses = reference.refuse_surplus(losses, target, ignore_index, max_masked)
@@ -117,6 +119,7 @@ def _check(
     target: Tensor,
     bias: Tensor | None,
     max_masked: int | None,
+    ignore_index: int,
     reduction: str,
 ) -> None:
     """Refuse what no implementation can take."""
@@ -137,8 +140,9 @@ def _check(
     require_device_of("target", target, "hidden", hidden)
     if bias is not None:
         require_like("bias", bias, (weight.shape[0],), "[V]", "hidden", hidden)
+    require_whole("ignore_index", ignore_index)
+    if max_masked is not None:
+        require_whole("max_masked", max_masked)
     if max_masked is not None and max_masked < 0:
         raise ValueError(f"max_masked is {max_masked}; it counts tokens, or pass None for no bound")
-    if reduction not in get_args(Reduction):
-        known = ", ".join(repr(name) for name in get_args(Reduction))
-        raise ValueError(f"reduction is {reduction!r}; choose one of {known}")
+    require_choice("reduction", reduction, get_args(Reduction))

@@ -18,9 +18,12 @@ _KNOWN: Final = {
 
 
 def builds() -> dict[str, Build]:
-    """The loss alone, the loss with its gradient, and the gradient when the loss is known, with a bias."""
+    """The loss alone, the loss with its gradient, and the gradient when the loss is known, with a bias.
+
+    Left out is float16, which differs from bfloat16 in one conversion.
+    """
     found = {}
-    for dtype, size in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
+    for dtype, size in (("bf16", 2), ("fp32", 4)):
         tile = tiles.choose(size)
         for known, gradient in ((False, False), (False, True), (True, True)):
             label = f"{'gradient' if known else 'both' if gradient else 'loss'}-{dtype}"

@@ -163,7 +163,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, ...]:
         """Return a gradient for every argument of `forward`."""
         index, count, *gradients = ctx.saved_tensors
-        scale = dloss if count is None else dloss / count
+        # where no token is masked the gradients are zero, though the mean is none
+        scale = dloss if count is None else dloss / count.clamp_min(1)
         wanted = zip(ctx.needs_input_grad[:3], gradients, strict=True)
         drows, dweight, dbias = (_scaled(gradient, scale) if want else None for want, gradient in wanted)
         dhidden = None if drows is None else chunks.scatter(drows, index, ctx.tokens)

@@ -18,11 +18,11 @@ class Tile:
 # Bytes of an element -> tile. 16 numbers a thread: two loads of 128 bits in flight for 16-bit logits.
 _TABLE: Final = MappingProxyType({2: Tile(4096, 8), 4: Tile(4096, 8)})
 
-# For a tuner, beside the table.
+# Place in a table -> what may be tried there.
 CANDIDATES: Final = MappingProxyType(
     {
-        2: (Tile(4096, 8), Tile(2048, 4), Tile(8192, 8), Tile(8192, 16)),
-        4: (Tile(4096, 8), Tile(2048, 4), Tile(4096, 16), Tile(8192, 16)),
+        ("_TABLE", 2): (Tile(2048, 4), Tile(8192, 8), Tile(8192, 16)),
+        ("_TABLE", 4): (Tile(2048, 4), Tile(4096, 16), Tile(8192, 16)),
     }
 )
 

@@ -64,8 +64,10 @@ def linear_cross_entropy_kernel(
         for i_v in range(0, end, BV):
             b_x, _, _ = _logits(row, bias, i_v, V, stride, BV, BIASED)
             b_new = tl.maximum(b_max, tl.max(b_x, 0))
-            b_sum *= tl.exp2((b_max - b_new) * 1.4426950408889634)
-            b_sum += tl.sum(tl.exp2((b_x - b_new) * 1.4426950408889634), 0)
+            # a bias may rule out whole blocks of genes
+            b_level = tl.where(b_new == -float("inf"), 0.0, b_new)
+            b_sum *= tl.exp2((b_max - b_level) * 1.4426950408889634)
+            b_sum += tl.sum(tl.exp2((b_x - b_level) * 1.4426950408889634), 0)
             b_max = b_new
         b_lse = tl.where(counted, b_max + tl.log2(b_sum) * 0.6931471805599453, 0.0)
         tl.store(lse + i_r, b_lse)

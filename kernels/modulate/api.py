@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from .._check import require_float, require_like
+from .._check import require_float, require_like, require_number, require_tensor
 from .._dispatch import is_fused
 from . import ops, reference
 from .tiles import MAX_WIDTH
@@ -130,6 +130,7 @@ def gated_residual_modulate(
     ...     mlp(branch), shift, scale, residual=stream, gate=gate
     ... )
     """
+    require_tensor("residual", residual)
     _check(x, eps, (("shift", shift), ("scale", scale), ("gate", gate)), residual=residual)
     if is_fused(implementation, x, limit=_limit(x)):
         return ModulateOutput(*ops.GatedResidualModulate.apply(x, residual, gate, shift, scale, eps))
@@ -143,7 +144,8 @@ def _check(
     require_float("x", x)
     if x.ndim not in (2, 3) or x.shape[-1] == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; reshape it to [C, R, N] or [C, N] with N > 0")
-    if eps < 0:
+    require_number("eps", eps)
+    if not eps >= 0:
         raise ValueError(f"eps is {eps}; it is added to a variance and can not be negative")
     for name, row in rows:
         require_like(name, row, (x.shape[0], x.shape[-1]), "[C, N]", "x", x)

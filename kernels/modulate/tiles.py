@@ -45,6 +45,22 @@ _TABLE: Final = MappingProxyType(
     }
 )  # fmt: skip
 
+# Place in a table -> what may be tried there: half and twice the warps, half and twice the conditions.
+CANDIDATES: Final = MappingProxyType(
+    {
+        ("_TABLE", key): tuple(
+            entry
+            for entry in (
+                (warps // 2, conditions), (2 * warps, conditions),
+                (warps, conditions // 2), (warps, 2 * conditions),
+            )
+            # over 16 warps a thread is left too few registers
+            if min(entry) > 0 and entry[0] <= 16
+        )
+        for key, (warps, conditions) in _TABLE.items()
+    }
+)  # fmt: skip
+
 MIN_WIDTH: Final = 16
 # At 8192 the gated backward spills: 32 warps leave a thread 64 registers.
 MAX_WIDTH: Final = 4096

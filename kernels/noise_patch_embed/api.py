@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from .. import _philox
-from .._check import require_device_of, require_dims, require_float, require_like, require_shape
+from .._check import (
+    FLOATS,
+    require_device_of,
+    require_dims,
+    require_float,
+    require_like,
+    require_shape,
+    require_whole,
+)
 from .._dispatch import is_fused
 from . import ops, reference
 from .tiles import MAX_PATCH
@@ -127,6 +135,12 @@ def noise_patch_embed_with_input(
     ------
     TypeError, ValueError
         As in :func:`noise_patch_embed`.
+
+    Examples
+    --------
+    >>> tokens, noised = scdd.kernels.noise_patch_embed_with_input(
+    ...     x0, signal, noise, embed.weight, embed.bias, position, seed=step
+    ... )
     """
     tensors = (x0, signal, noise, weight, bias, position)
     return NoisedTokens(*_noise_patch_embed(tensors, seed, eps, implementation))
@@ -147,10 +161,49 @@ def patch_noise(
     ``(b N + n) ceil(patch / 4) + j // 4``. The noise of a cell depends on its place in the batch and on the
     number of patches, not on how many cells follow.
 
+    Parameters
+    ----------
+    seed
+        Which noise: an int, or a tensor of one int64 on `device`.
+    cells, genes
+        The shape of the noise.
+    patch
+        Genes a patch: those of the embedding that draws the same noise.
+    dtype
+        Of the result. float64 carries on from the same uniform float32 numbers; 16 bits round the float32
+        numbers.
+    device
+        Where the result lies.
+
+    Returns
+    -------
+    Tensor
+        Standard normal numbers ``[cells, genes]``, without a gradient; the same on every device up to the
+        rounding of float32.
+
+    Raises
+    ------
+    TypeError
+        `seed` is neither an int nor a tensor of int64, a size is not a whole number, or `dtype` is not
+        supported.
+    ValueError
+        `seed` does not fit 64 bits or lies on another device, or a size is negative or `patch` below 1.
+
     References
     ----------
     .. [1] J. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+
+    Examples
+    --------
+    >>> eps = scdd.kernels.patch_noise(step, *x0.shape, patch=embed.weight.shape[1])
+    >>> tokens = scdd.kernels.noise_patch_embed(
+    ...     x0, signal, noise, embed.weight, embed.bias, position, eps=eps
+    ... )
     """
+    for name, size in (("cells", cells), ("genes", genes), ("patch", patch)):
+        require_whole(name, size)
+    if dtype not in FLOATS:
+        raise TypeError(f"dtype is {dtype}; choose torch.float32, bfloat16, float16 or float64")
     if cells < 0 or genes < 0 or patch < 1:
         raise ValueError(
             f"cells is {cells}, genes {genes} and patch {patch}; give sizes, and a patch of genes"

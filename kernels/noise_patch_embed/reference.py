@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import _philox
+from .._dispatch import outside_autocast
 
 
+@outside_autocast
 def noise_patch_embed(
     x0: Tensor, signal: Tensor, noise: Tensor, weight: Tensor, bias: Tensor, position: Tensor,
     seed: Tensor | None, eps: Tensor | None,

@@ -8,6 +8,7 @@ the number of patches (200 and 256); but all 64 of them of one cell where there 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 
@@ -35,6 +36,15 @@ _FEW_TOKENS: Final = 8
 # With half the warps the sums of the backward take 180 registers a thread.
 _WIDTHS: Final = {2: (128, 8), 4: (64, 8)}
 _MIN_WIDTH: Final = 16
+
+# Place in a table -> what may be tried there.
+CANDIDATES: Final = MappingProxyType(
+    {
+        ("_WIDTHS", 2): ((64, 4), (64, 8), (128, 4)),
+        ("_WIDTHS", 4): ((32, 4), (32, 8), (64, 4)),
+        ("_FEW_TOKENS",): (4, 16),
+    }
+)
 
 # A patch of 64 genes in float32 leaves the backward no registers to spare.
 MAX_PATCH: Final = 32

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import Tensor
 
-from .._check import require_device_of, require_dims, require_dtype_of, require_float, require_shape
+from .._check import (
+    require_choice,
+    require_device_of,
+    require_dims,
+    require_dtype_of,
+    require_flag,
+    require_float,
+    require_shape,
+)
 from .._dispatch import is_fused
 from . import ops, reference
 from .bandwidth import exponents
@@ -92,9 +100,7 @@ def maximum_mean_discrepancy(
     >>> loss = scdd.kernels.maximum_mean_discrepancy(synthetic, real, unit=unit, unbiased=False)
     """
     check_samples(x, y, unbiased=unbiased)
-    if reduction not in get_args(Reduction):
-        known = ", ".join(map(repr, get_args(Reduction)))
-        raise ValueError(f"reduction is {reduction!r}; choose one of {known}")
+    require_choice("reduction", reduction, get_args(Reduction))
     rates, form, order = exponents(bandwidths, unit, x, y)
     a, b = _normalised(x, y, weights_x, weights_y)
     sums = _pair_sums(x, y, a, b, rates, form, implementation)
@@ -159,6 +165,7 @@ def energy_distance(
 
 def check_samples(x: Tensor, y: Tensor, *, unbiased: bool) -> None:
     """Refuse samples that no implementation can take."""
+    require_flag("unbiased", unbiased)
     require_float("x", x)
     require_dtype_of("y", y, "x", x)
     require_device_of("y", y, "x", x)

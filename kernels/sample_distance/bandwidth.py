@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from .._check import require_device_of, require_dims, require_float
+from .._check import (
+    require_choice,
+    require_device_of,
+    require_dims,
+    require_dtype_of,
+    require_float,
+    require_number,
+    require_whole,
+)
 from . import reference
 
 if TYPE_CHECKING:
@@ -58,13 +66,13 @@ def bandwidth_heuristic(
     --------
     >>> unit = scdd.kernels.bandwidth_heuristic(real, statistic="median")
     """
-    if statistic not in get_args(Statistic):
-        known = ", ".join(map(repr, get_args(Statistic)))
-        raise ValueError(f"statistic is {statistic!r}; choose one of {known}")
+    require_choice("statistic", statistic, get_args(Statistic))
+    require_whole("seed", seed)
     samples = [("x", x)] if y is None else [("x", x), ("y", y)]
     for name, sample in samples:
         require_float(name, sample)
         require_dims(name, sample, (2,), "[n, G]")
+        require_dtype_of(name, sample, "x", x)
         require_device_of(name, sample, "x", x)
     if y is not None and x.shape[1] != y.shape[1]:
         raise ValueError(f"x has {x.shape[1]} features and y has {y.shape[1]}; give both the same number")
@@ -111,9 +119,12 @@ def exponents(
         _require_number_of_bandwidths(len(bandwidths))
         rates = (0.5 / math.log(2)) / (bandwidths.detach().to(scale.dtype) * scale)
         return rates.clamp_max(_MAX_RATE), "gaussian", None
-    numbers = [float(value) for value in bandwidths]
+    if isinstance(bandwidths, str) or not hasattr(bandwidths, "__iter__"):
+        raise TypeError(f"bandwidths is a {type(bandwidths).__name__}; pass numbers, or a tensor [K]")
+    numbers = list(bandwidths)
     _require_number_of_bandwidths(len(numbers))
     for value in numbers:
+        require_number("each of bandwidths", value)
         if not 0 < value < math.inf:
             raise ValueError(f"bandwidths hold {value}; each is a squared width, positive and finite")
     order = None
@@ -144,6 +155,7 @@ def _unit(unit: Tensor | float | None, x: Tensor, y: Tensor) -> Tensor:
         require_dims("unit", unit, (0,), "a scalar, []")
         require_device_of("unit", unit, "x", x)
         return unit.detach().to(dtype)
+    require_number("unit", unit)
     if not 0 < unit < math.inf:
         raise ValueError(f"unit is {unit}; it is a squared width, positive and finite")
     return torch.full((), unit, dtype=dtype, device=x.device)

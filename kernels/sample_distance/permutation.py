@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from .._check import require_whole
 from .._dispatch import is_fused
 from . import ops, reference
 from .api import check_samples
@@ -82,6 +83,8 @@ def mmd_permutation_test(
     >>> scdd.kernels.mmd_permutation_test(generated, held_out, permutations=999).p_value
     """
     check_samples(x, y, unbiased=True)
+    require_whole("permutations", permutations)
+    require_whole("seed", seed)
     if permutations < 1:
         raise ValueError(f"permutations is {permutations}; draw at least one")
     rates, form, _ = exponents(bandwidths, unit, x, y)

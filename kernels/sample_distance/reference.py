@@ -23,11 +23,14 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from .._dispatch import outside_autocast
+
 # A squared distance below this part of |a|^2 + |b|^2 is rounding.
 ROUNDING: Final = 2.0**-20
 _ROUNDING_FLOAT64: Final = 2.0**-46
 
 
+@outside_autocast
 def pair_sums(
     x: Tensor, y: Tensor, weights_x: Tensor | None, weights_y: Tensor | None, rates: Tensor, form: str
 ) -> Tensor:
@@ -46,6 +49,7 @@ def pair_sums(
     )
 
 
+@outside_autocast
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """``|a_i - b_j|^2``, [n, m], by the Gram form; rounding counts as zero."""
     lengths = a.square().sum(1)[:, None] + b.square().sum(1)
@@ -61,6 +65,7 @@ def kernels(d2: Tensor, rates: Tensor, form: str) -> list[Tensor]:
     return [torch.exp2(-rate * d2) for rate in rates]
 
 
+@outside_autocast
 def products(x: Tensor, y: Tensor, rates: Tensor, form: str, labels: Tensor) -> tuple[Tensor, Tensor]:
     """``M @ labels`` and the column sums of M, the matrix of all pairs with a diagonal of zero.
 

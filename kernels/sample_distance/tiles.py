@@ -32,11 +32,11 @@ class Triangle:
 # tile of 128, sm_80 and sm_100 spill.
 _TABLE: Final = MappingProxyType({2: Tile(128, 64, 8, 4), 4: Tile(64, 16, 4, 4)})
 
-# What a search on a GPU may choose from; all compile without spills for every architecture.
+# Place in a table -> what may be tried there; all compile without spills for every architecture.
 CANDIDATES: Final = MappingProxyType(
     {
-        2: (Tile(128, 64, 8, 4), Tile(128, 64, 8, 3), Tile(128, 32, 8, 4), Tile(64, 64, 4, 4)),
-        4: (Tile(64, 16, 4, 4), Tile(64, 32, 4, 3), Tile(64, 32, 8, 3)),
+        ("_TABLE", 2): (Tile(128, 64, 8, 3), Tile(128, 32, 8, 4), Tile(64, 64, 4, 4)),
+        ("_TABLE", 4): (Tile(64, 32, 4, 3), Tile(64, 32, 8, 3)),
     }
 )
 

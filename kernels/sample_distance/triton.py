@@ -136,7 +136,7 @@ def pair_matrix_kernel(
     r_m, r_n = tl.minimum(o_m, last - 1), tl.minimum(o_n, end_n - 1)
     # [B, B]
     b_d2 = squared_distances(z, lengths, r_m, r_n, G, B, B, BG)
-    kind = (first >= n).to(tl.int32) + (i_n >= tiles_x).to(tl.int32)
+    kind = tl.where(first >= n, 1, 0) + tl.where(i_n >= tiles_x, 1, 0)
     factors += kind * K
     if DISTANCE:
         b_kernel = tl.where(b_d2 == 0, 0.0, tl.rsqrt(b_d2)) if RECIPROCAL else tl.sqrt(b_d2)

@@ -12,6 +12,7 @@ from .._check import (
     require_dims,
     require_float,
     require_like,
+    require_number,
     require_shape,
     require_tensor,
 )
@@ -149,7 +150,8 @@ def segment_attention_with_lse(
     >>> out, lse = scdd.kernels.segment_attention_with_lse(q, k, v, cu_seqlens)
     """
     biases = Biases(key_weight, key_value, slope, coordinate)
-    return SegmentAttentionOutput(*_run(q, k, v, cu_seqlens, scale, biases, schedule, implementation))
+    out, lse, unit = _run(q, k, v, cu_seqlens, scale, biases, schedule, implementation)
+    return SegmentAttentionOutput(out, lse if unit == 1 else lse * unit)
 
 
 def _run(
@@ -161,18 +163,20 @@ def _run(
     biases: Biases,
     schedule: SegmentSchedule | None,
     implementation: Implementation,
-) -> tuple[Tensor, Tensor]:
-    """`out` [T, H, D] and `lse` [T, H]."""
+) -> tuple[Tensor, Tensor, float]:
+    """`out` [T, H, D], `lse` [T, H] and the unit of the latter."""
     _check(q, k, v, cu_seqlens, scale, schedule)
     _check_biases(q, biases)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not is_fused(implementation, q, limit=_limit(q)):
-        return reference.segment_attention(q, k, v, cu_seqlens, scale, biases)
+        return *reference.segment_attention(q, k, v, cu_seqlens, scale, biases), 1.0
     cut: tuple[Tensor | None, Tensor | None, int] = (None, None, 0)
+    unit = 1.0
     if tiles.are_used(q.device):
         cut = schedule or _schedule(q, cu_seqlens)
+        unit = math.log(2)
     out, lse = ops.SegmentAttention.apply(q, k, v, cu_seqlens, *cut[:2], *biases, scale, cut[2])
-    return out, lse.mT
+    return out, lse.mT, unit
 
 
 def _schedule(q: Tensor, cu_seqlens: Tensor) -> SegmentSchedule:
@@ -199,6 +203,8 @@ def _check(
     require_lengths(cu_seqlens, len(q))
     if cu_seqlens.device.type != "cpu":
         require_device_of("cu_seqlens", cu_seqlens, "q", q)
+    if scale is not None:
+        require_number("scale", scale)
     if scale is not None and not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}; it must be positive, None for 1 / sqrt(D)")
     if schedule is not None:
@@ -223,6 +229,8 @@ def _check_biases(q: Tensor, biases: Biases) -> None:
                 raise TypeError(f"{name} has dtype {tensor.dtype}; cast it with {name}.to({dtype})")
             require_shape(name, tensor, (size,), meaning)
             require_device_of(name, tensor, "q", q)
+    if biases.coordinate is not None and biases.coordinate.requires_grad and torch.is_grad_enabled():
+        raise ValueError("coordinate wants a gradient and gets none; pass coordinate.detach()")
 
 
 def _limit(q: Tensor) -> str | None:

@@ -25,7 +25,7 @@ def segment_attention_forward(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((heads, rows), dtype=torch.float32, device=q.device)
     tile = _tile("forward", q, tile_rows, key_value, slope)
-    grid, sizes = _grid(cut, q, tile.rows, tile_rows)
+    grid, sizes = _grid(cut, q, tile, tile_rows)
     if grid[0]:
         with on_device_of(q):
             segment_attention_fwd_kernel[grid](
@@ -49,7 +49,7 @@ def segment_attention_backward(
     delta = torch.empty((heads, rows), dtype=torch.float32, device=q.device)
     dbias = torch.empty((heads, rows), dtype=torch.float32, device=q.device) if key_gradient else None
     tile = _tile("queries", q, tile_rows, key_value, slope)
-    grid, sizes = _grid(cut, q, tile.rows, tile_rows)
+    grid, sizes = _grid(cut, q, tile, tile_rows)
     biases = {"KEY_BIAS": key_value is not None, "SLOPE": slope is not None}
     strides = q.stride(0), k.stride(0), v.stride(0)
     if grid[0]:
@@ -60,8 +60,8 @@ def segment_attention_backward(
                 EXACT=key_gradient or slope_gradient, **_options(tile, q),
             )  # fmt: skip
     tile = _tile("keys", q, tile_rows, key_value, slope)
-    grid, sizes = _grid(cut, q, tile.rows, tile_rows)
-    dslope = torch.empty(grid, dtype=torch.float32, device=q.device) if slope_gradient else None
+    grid, sizes = _grid(cut, q, tile, tile_rows)
+    dslope = torch.empty(grid[0], dtype=torch.float32, device=q.device) if slope_gradient else None
     if grid[0]:
         with on_device_of(q):
             keys_bwd_kernel[grid](
@@ -71,7 +71,7 @@ def segment_attention_backward(
                 KEY_GRADIENT=key_gradient, SLOPE_GRADIENT=slope_gradient,
                 **_options(tile, q),
             )  # fmt: skip
-    dweight, dvalue = key_gradients(None if dbias is None else dbias.mT, key_weight, key_value)
+    dweight, dvalue = key_gradients(None if dbias is None else dbias.mT, key_weight, key_value, lse)
     return dq, dk, dv, dweight, dvalue, _slope_gradient(dslope, heads, q)
 
 
@@ -79,15 +79,17 @@ def _tile(
     kernel: tiles.Kernel, q: Tensor, tile_rows: int, key_value: Tensor | None, slope: Tensor | None
 ) -> tiles.Tile:
     biased = key_value is not None or slope is not None
-    return tiles.choose(kernel, q.shape[2], q.element_size(), tile_rows, biased=biased)
+    hopper = q.device.type != "cuda" or torch.cuda.get_device_capability(q.device)[0] >= 9
+    return tiles.choose(kernel, q.shape[2], q.element_size(), tile_rows, biased=biased, hopper=hopper)
 
 
-def _grid(cut: Tensor, q: Tensor, rows: int, tile_rows: int) -> tuple[tuple[int], dict[str, Any]]:
-    """The programs, several of `rows` rows for each tile of the schedule and head; sizes for the kernels."""
+def _grid(cut: Tensor, q: Tensor, tile: tiles.Tile, tile_rows: int) -> tuple[tuple[int, int], dict[str, Any]]:
+    """The programs, for each tile of the schedule and head, x parts of its columns; sizes for the kernels."""
     _, heads, width = q.shape
-    split = -(-tile_rows // rows)
-    sizes = {"H": heads, "D": width, "BD": tiles.padded(width), "BS": tiles.SHARED_STEP, "SPLIT": split}
-    return (len(cut) * split * heads,), sizes
+    split = -(-tile_rows // tile.rows)
+    columns = tile.columns or tiles.padded(width)
+    sizes = {"H": heads, "D": width, "BD": columns, "BS": tiles.SHARED_STEP, "SPLIT": split}
+    return (len(cut) * split * heads, -(-width // columns)), sizes
 
 
 def _options(tile: tiles.Tile, q: Tensor) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The operators as PyTorch knows them: schema, fake, device dispatch and gradient.
 
 Imports torch only. The kernels are imported inside the functions that launch them, so this works where Triton
-is absent. `lse` is [H, T] in here, as that is how a kernel reads it without a gap.
+is absent. `lse` is [H, T] in here, as that is how a kernel reads it without a gap;
+the kernels leave it in units of log 2, the reference in its own.
 """
 
 from __future__ import annotations

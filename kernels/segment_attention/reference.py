@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._dispatch import outside_autocast
 from .._segments import checked_starts
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Biases(NamedTuple):
         return Biases(self.key_weight, key_value, self.slope, coordinate)
 
 
+@outside_autocast
 def segment_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, biases: Biases
 ) -> tuple[Tensor, Tensor]:
@@ -128,15 +130,18 @@ def segment_attention_backward(
                 dslope -= block_dslope
         for whole, block in zip((dq, dk, dv), found, strict=True):
             bucket.put(whole, block)
-    return dq, dk, dv, *key_gradients(dbias, key_weight, key_value), dslope
+    return dq, dk, dv, *key_gradients(dbias, key_weight, key_value, lse), dslope
 
 
 def key_gradients(
-    dbias: Tensor | None, key_weight: Tensor | None, key_value: Tensor | None
+    dbias: Tensor | None, key_weight: Tensor | None, key_value: Tensor | None, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `key_weight` and `key_value` from that of their term, [T, H]; empty where it is None."""
+    """Gradients of `key_weight` and `key_value` from that of their term, [T, H]; where it is None, empty.
+
+    They have the dtype and device of `like`.
+    """
     if dbias is None or key_weight is None or key_value is None:
-        return torch.empty(0), torch.empty(0)
+        return like.new_empty(0), like.new_empty(0)
     # sums, not products of matrices: their order is the same every time, and never in tf32
     dweight = (dbias * torch.log1p(key_value)[:, None]).sum(0)
     return dweight, (dbias * key_weight).sum(1) / (1 + key_value)

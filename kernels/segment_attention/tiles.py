@@ -2,7 +2,8 @@
 
 A program holds `rows` of a schedule's tile (queries, or keys in the kernel for their gradients) and steps
 over the other side `step` at a time. Sixty-four rows are the least with which Hopper's tensor cores run at
-their full width, whatever the lengths: so short segments share a tile. One table serves every architecture.
+their full width, whatever the lengths: so short segments share a tile. One table serves every architecture,
+but for a tile that spills before Hopper, where the tensor cores take both operands from registers.
 """
 
 from __future__ import annotations
@@ -39,30 +40,33 @@ class Tile:
     num_stages: int
     registers: int | None = None
     """The most that a thread may use on Hopper, so that two programs or more fit a multiprocessor."""
+    columns: int = 0
+    """How much of a head is multiplied at a time, loaded anew for each step, and how much a program writes; 0
+    for all. That repeats scores, and fits where registers are short."""
 
 
-# (kernel, padded head dimension, bytes an element) -> one tile for 128 rows and one for fewer. In float32 a
-# head over 64 spills, whatever the tile, as both parts of each number must be held: it is right, and slow.
+# (kernel, padded head dimension, bytes an element) -> one tile for 128 rows and one for fewer. In float32
+# both parts of each number must be held, and wide heads would spill whatever the rows.
 _TABLE: Final[Mapping[tuple[Kernel, int, int], tuple[Tile, ...]]] = MappingProxyType(
     {
         ("forward", 32, 2): (Tile(128, 64, 8, 3, 128), Tile(64, 64, 4, 3)),
-        ("forward", 64, 2): (Tile(128, 64, 8, 3, 128), Tile(64, 64, 4, 3, 168)),
+        ("forward", 64, 2): (Tile(128, 64, 8, 3, 128), Tile(64, 64, 4, 2, 168)),
         ("forward", 128, 2): (Tile(128, 64, 8, 3), Tile(64, 32, 4, 3)),
         ("queries", 32, 2): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
         ("queries", 64, 2): (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
         ("queries", 128, 2): (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
-        ("keys", 32, 2): (Tile(128, 64, 8, 2), Tile(64, 64, 4, 2)),
+        ("keys", 32, 2): (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
         ("keys", 64, 2): (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2)),
         ("keys", 128, 2): (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
         ("forward", 32, 4): (Tile(64, 32, 4, 2),),
         ("forward", 64, 4): (Tile(64, 16, 8, 2),),
-        ("forward", 128, 4): (Tile(64, 16, 4, 2),),
+        ("forward", 128, 4): (Tile(64, 16, 4, 2, columns=32),),
         ("queries", 32, 4): (Tile(64, 32, 4, 2),),
-        ("queries", 64, 4): (Tile(64, 16, 4, 2),),
-        ("queries", 128, 4): (Tile(32, 16, 4, 2),),
-        ("keys", 32, 4): (Tile(64, 32, 4, 2),),
-        ("keys", 64, 4): (Tile(32, 16, 8, 2),),
-        ("keys", 128, 4): (Tile(32, 16, 8, 2),),
+        ("queries", 64, 4): (Tile(64, 16, 4, 2, columns=32),),
+        ("queries", 128, 4): (Tile(64, 16, 4, 2, columns=32),),
+        ("keys", 32, 4): (Tile(64, 16, 4, 2),),
+        ("keys", 64, 4): (Tile(64, 16, 4, 2, columns=32),),
+        ("keys", 128, 4): (Tile(64, 16, 4, 2, columns=32),),
     }
 )
 
@@ -75,42 +79,66 @@ _BIASED: Final[Mapping[tuple[Kernel, int, int], tuple[Tile, ...]]] = MappingProx
     }
 )
 
-# What may be tried on a GPU in place of the table, for schedules of 128 rows and 16-bit elements.
+# Where tensor cores before Hopper's have no room for the tile above.
+_BEFORE_HOPPER: Final[Mapping[tuple[Kernel, int, int], tuple[Tile, ...]]] = MappingProxyType(
+    {
+        ("keys", 128, 2): (Tile(64, 64, 8, 2),),
+        ("keys", 32, 4): (Tile(64, 16, 4, 2, columns=16),),
+        ("keys", 64, 4): (Tile(64, 16, 4, 2, columns=16),),
+        ("keys", 128, 4): (Tile(64, 16, 4, 2, columns=16),),
+    }
+)
+
+# Place in a table -> what may be tried there: the tiles for schedules of 128 rows and 16-bit elements.
 CANDIDATES: Final = MappingProxyType(
     {
-        ("forward", 32): (Tile(128, 64, 8, 3, 128), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3)),
-        ("forward", 64): (
+        ("_TABLE", ("forward", 32, 2), 0): (
+            Tile(128, 64, 8, 3, 128), Tile(128, 128, 8, 2), Tile(64, 64, 4, 3),
+        ),
+        ("_TABLE", ("forward", 64, 2), 0): (
             Tile(128, 64, 8, 3, 128), Tile(128, 64, 8, 3), Tile(128, 64, 8, 2, 128), Tile(128, 128, 8, 2),
             Tile(64, 64, 4, 3), Tile(64, 64, 4, 3, 168),
         ),
-        ("forward", 128): (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(128, 32, 8, 3), Tile(64, 32, 4, 3)),
-        ("queries", 32): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
-        ("queries", 64): (
+        ("_TABLE", ("forward", 128, 2), 0): (
+            Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(128, 32, 8, 3), Tile(64, 32, 4, 3),
+        ),
+        ("_TABLE", ("queries", 32, 2), 0): (
+            Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2),
+        ),
+        ("_TABLE", ("queries", 64, 2), 0): (
             Tile(128, 64, 8, 2), Tile(128, 32, 8, 2, 128), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2),
         ),
-        ("queries", 128): (
+        ("_TABLE", ("queries", 128, 2), 0): (
             Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 4, 2),
         ),
-        ("keys", 32): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2)),
-        ("keys", 64): (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 4, 2)),
-        ("keys", 128): (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
+        ("_TABLE", ("keys", 32, 2), 0): (
+            Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 4, 2), Tile(64, 32, 4, 2),
+        ),
+        ("_TABLE", ("keys", 64, 2), 0): (
+            Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 4, 2),
+        ),
+        ("_TABLE", ("keys", 128, 2), 0): (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), Tile(64, 32, 8, 2)),
     }
 )  # fmt: skip
 
 
-def choose(kernel: Kernel, width: int, element_size: int, tile_rows: int, *, biased: bool) -> Tile:
+def choose(
+    kernel: Kernel, width: int, element_size: int, tile_rows: int, *, biased: bool, hopper: bool = True
+) -> Tile:
     """Return the tile for heads of `width` elements, in a schedule of `tile_rows` rows a tile.
 
-    The largest that a tile of the schedule fills; a longer tile of the schedule is several of these.
+    The largest that a tile of the schedule fills; a longer tile of the schedule is several of these. `hopper`
+    is whether the tensor cores are of its generation or later.
     """
     key = kernel, padded(width), element_size
-    known = _BIASED.get(key, _TABLE[key]) if biased else _TABLE[key]
+    known = _TABLE[key] if hopper else _BEFORE_HOPPER.get(key, _TABLE[key])
+    known = _BIASED.get(key, known) if biased else known
     return next((tile for tile in known if tile.rows <= tile_rows), known[-1])
 
 
 def every_tile() -> list[tuple[Kernel, int, int, Tile]]:
     """All that `choose` can return: kernel, padded head dimension, bytes an element and tile."""
-    tables = (*_TABLE.items(), *_BIASED.items())
+    tables = (*_TABLE.items(), *_BIASED.items(), *_BEFORE_HOPPER.items())
     return [(*key, tile) for key, known in tables for tile in known]
 
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from .._check import (
+    require_choice,
     require_device_of,
     require_dims,
     require_float,
     require_integer,
     require_like,
+    require_number,
     require_shape,
     require_tensor,
 )
@@ -117,33 +119,34 @@ def single_step_denoise(
 
     Examples
     --------
-    >>> weights = pack_denoiser(net.enter, [(b[0], b[2]) for b in net.branches], net.leave)
-    >>> clean = single_step_denoise(
+    >>> weights = scdd.kernels.pack_denoiser(net.enter, [(b[0], b[2]) for b in net.branches], net.leave)
+    >>> clean = scdd.kernels.single_step_denoise(
     ...     codes, modulation, weights, condition=label, eps=eps, signal=0.72, noise=0.69
     ... )
     """
     _check_network(z, modulation, weights)
     _check_rows(z, modulation, condition, eps, mean, std)
-    if parameterisation not in get_args(Parameterisation):
-        raise ValueError(f"parameterisation is {parameterisation!r}; choose one of 'eps', 'v', 'x0'")
-    if norm_eps < 0:
+    require_choice("parameterisation", parameterisation, get_args(Parameterisation))
+    require_number("norm_eps", norm_eps)
+    if not norm_eps >= 0:
         raise ValueError(f"norm_eps is {norm_eps}; it is added to a variance and can not be negative")
     if seed is not None and eps is not None:
-        raise ValueError("both eps and seed are given; pass the noise or the seed to draw it from")
+        raise ValueError("both seed and eps are given; give either: the noise is drawn, or it is there")
     levels = _levels(z, signal, noise)
     drawn = None if seed is None else as_seed(seed, z.device)
     fused = is_fused(implementation, z, limit=_limit(z, weights))
-    settings = (mean, std, parameterisation, norm_eps)
+    settings = (parameterisation, norm_eps)
     if not fused:
         return reference.single_step_denoise(
-            z, eps, drawn, condition, modulation, weights, *levels, *settings
+            z, eps, drawn, condition, modulation, weights, *levels, mean, std, *settings
         )  # fmt: skip
     if torch.is_grad_enabled():
         _check_frozen(modulation, *weights, *levels[:2], eps, mean, std)
-    z, eps = z.contiguous(), None if eps is None else eps.contiguous()
-    return ops.SingleStepDenoise.apply(
-        z, eps, drawn, condition, modulation.contiguous(), tuple(weights), levels, *settings
-    )
+    given = (z, eps, drawn, condition, modulation)
+    parts = (None if part is None else part.contiguous() for part in given)
+    mean, std = (None if part is None else part.contiguous() for part in (mean, std))
+    packed = tuple(part.contiguous() for part in weights)
+    return ops.SingleStepDenoise.apply(*parts, packed, levels, mean, std, *settings)
 
 
 def _check_network(z: Tensor, modulation: Tensor, weights: DenoiserWeights) -> None:
@@ -206,6 +209,8 @@ def _levels(z: Tensor, signal: float | Tensor, noise: float | Tensor) -> Levels:
         return signal.contiguous(), noise.contiguous(), 1.0, 0.0
     if isinstance(signal, Tensor) or isinstance(noise, Tensor):
         raise TypeError("one of signal and noise is a tensor; pass two numbers or two tensors [B]")
+    require_number("signal", signal)
+    require_number("noise", noise)
     return None, None, signal, noise
 
 

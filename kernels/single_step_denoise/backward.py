@@ -147,7 +147,8 @@ def denoise_bwd_kernel(
     )  # fmt: skip
     tl.debug_barrier()
 
-    h += (DEPTH - 1) * level
+    # in 64 bits: the argument has 32 where one level fits them
+    h += tl.cast(level, tl.int64) * (DEPTH - 1)
     for i in tl.range(0, depth, disable_licm=True):
         i_l = DEPTH - 1 - i
         modulate_rows_bwd(

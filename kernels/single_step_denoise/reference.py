@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._dispatch import outside_autocast
 from .._philox import philox_normal
 from .weights import DenoiserWeights
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+@outside_autocast
 def single_step_denoise(
     z: Tensor, eps: Tensor | None, seed: Tensor | None, condition: Tensor | None, modulation: Tensor,
     weights: DenoiserWeights, signal_rows: Tensor | None, noise_rows: Tensor | None,

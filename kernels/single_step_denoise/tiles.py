@@ -47,6 +47,18 @@ _TABLE: Final = MappingProxyType({2: (64, 128, 64, 8, 4), 4: (64, 32, 32, 8, 2)}
 # Numbers that are normed at a time: 8 a thread.
 _NORMED: Final = 2048
 
+# Place in a table -> what may be tried there.
+CANDIDATES: Final = MappingProxyType(
+    {
+        ("_TABLE", 2): (
+            (64, 128, 64, 8, 3), (64, 128, 64, 4, 4), (64, 64, 64, 4, 4), (64, 256, 64, 8, 3),
+            (128, 128, 64, 8, 3), (64, 128, 128, 8, 2),
+        ),
+        ("_TABLE", 4): ((64, 32, 32, 4, 2), (64, 64, 32, 8, 2), (64, 32, 32, 8, 3)),
+        ("_NORMED",): (1024, 4096),
+    }
+)  # fmt: skip
+
 MIN_WIDTH: Final = 16
 MAX_WIDTH: Final = 2048
 MAX_LATENT: Final = 256

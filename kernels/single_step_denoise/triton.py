@@ -40,7 +40,8 @@ def denoise_forward(
             denoise_fwd_kernel[(triton.cdiv(len(z), tile.rows),)](
                 z, eps, seed, condition, modulation, *w, signal_rows, noise_rows, mean, std, out, h, y, a,
                 len(z), width, hidden, depth, h.stride(0) if keep else 0, signal, noise, norm_eps,
-                **tile.constants(z.shape[1], w.w1.shape), KIND=kind, num_warps=tile.num_warps,
+                **tile.constants(z.shape[1], w.w1.shape), KIND=kind,
+                num_warps=tile.num_warps, num_stages=tile.num_stages,
             )  # fmt: skip
     return out, [h] if keep else []
 
@@ -66,6 +67,7 @@ def denoise_backward(
             dout, condition, modulation, w.w_in, w.w1, w.b1, w.w2, w.w_out, signal_rows, noise_rows, std, dz,
             h, y, du, dy, da, dh,
             len(dout), width, hidden, depth, h.stride(0), signal, noise, norm_eps,
-            **tile.constants(dout.shape[1], w.w1.shape), KIND=kind, num_warps=tile.num_warps,
+            **tile.constants(dout.shape[1], w.w1.shape), KIND=kind,
+            num_warps=tile.num_warps, num_stages=tile.num_stages,
         )  # fmt: skip
     return dz

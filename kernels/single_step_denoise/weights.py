@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._check import FLOATS
 from .tiles import padded_latent
 
 if TYPE_CHECKING:
@@ -56,12 +57,29 @@ def pack_denoiser(
     dtype
         Of the pack: what the matrices are multiplied in; that of `enter` by default.
 
+    Returns
+    -------
+    DenoiserWeights
+        Copies without a gradient, on the device of the layers.
+
     Raises
     ------
+    TypeError
+        Something is not a `torch.nn.Linear`, or `dtype` is not supported.
     ValueError
         There is no branch, a layer has no bias, or the sizes of two layers do not fit.
+
+    Examples
+    --------
+    >>> weights = scdd.kernels.pack_denoiser(net.enter, [(b[0], b[2]) for b in net.branches], net.leave)
     """
+    branches = _checked_branches(branches)
     layers = [enter, *(layer for pair in branches for layer in pair), leave]
+    for name, layer in (("enter", enter), ("leave", leave)):
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(f"{name} is a {type(layer).__name__}; pass a torch.nn.Linear")
+    if dtype is not None and dtype not in FLOATS:
+        raise TypeError(f"dtype is {dtype}; choose torch.float32, bfloat16, float16 or float64")
     if not branches:
         raise ValueError("branches is empty; a denoiser has at least one block")
     if any(layer.bias is None for layer in layers):
@@ -85,3 +103,14 @@ def pack_denoiser(
     )
     dtype = dtype or enter.weight.dtype
     return DenoiserWeights(*(part.detach().to(dtype, copy=True).contiguous() for part in pack))
+
+
+def _checked_branches(branches: object) -> list[tuple[nn.Linear, nn.Linear]]:
+    """The branches as a list, once it is known that they are pairs of layers."""
+    remedy = "pass pairs of torch.nn.Linear, the first and the second layer of each block"
+    if isinstance(branches, str) or not hasattr(branches, "__iter__"):
+        raise TypeError(f"branches is a {type(branches).__name__}; {remedy}")
+    found = [tuple(pair) if isinstance(pair, (tuple, list, nn.ModuleList)) else () for pair in branches]
+    if any(len(pair) != 2 or not all(isinstance(layer, nn.Linear) for layer in pair) for pair in found):
+        raise TypeError(f"branches holds something else; {remedy}")
+    return found  # type: ignore[return-value]

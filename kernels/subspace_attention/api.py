@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from .. import _dispatch
-from .._check import require_device_of, require_dims, require_float
+from .._check import require_device_of, require_dims, require_float, require_number
 from .._segments import require_lengths, require_schedule, segment_schedule
 from . import ops, reference
 from .tiles import PIECES, ROWS
@@ -95,6 +95,7 @@ def _checked_scale(w: Tensor, scale: float | None) -> float:
         )
     if scale is None:
         return w.shape[-1] ** -0.5
+    require_number("scale", scale)
     if not (scale > 0 and math.isfinite(scale)):
         raise ValueError(f"scale is {scale}; pass a finite number above 0, or None for 1 / sqrt(P)")
     return float(scale)

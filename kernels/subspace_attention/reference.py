@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor
 
+from .._dispatch import outside_autocast
 from .._segments import checked_starts
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _WHOLE_ROWS: Final = 512
 _BLOCK_ROWS: Final = 128
 
 
+@outside_autocast
 def multihead_subspace_attention(w: Tensor, scale: float, cu_seqlens: Tensor | None = None) -> Tensor:
     """``softmax(scale * w w^T) w`` of each head."""
     if cu_seqlens is not None:

@@ -52,13 +52,12 @@ _FLOAT32: Final = MappingProxyType(
 # Tensor cores before Hopper's take both operands from registers, where wide heads do not fit.
 _BEFORE_HOPPER: Final = Tile(64, 32, 4, 2, 32)
 
-# (width, backward) -> tiles for 16-bit elements that do not spill on Hopper, to be measured.
+# Place -> what may be tried there: tiles for 16-bit elements that do not spill on Hopper.
 CANDIDATES: Final = MappingProxyType(
     {
-        (64, False): (_FORWARD, Tile(64, 64, 4, 4), Tile(64, 32, 4, 3)),
-        (96, False): (_FORWARD, Tile(64, 64, 4, 2), Tile(64, 32, 4, 3)),
-        (64, True): (_BACKWARD, Tile(64, 64, 4, 2), Tile(64, 32, 4, 3)),
-        (96, True): (_BACKWARD, Tile(64, 32, 4, 3)),
+        ("_FORWARD",): (Tile(64, 64, 4, 4), Tile(64, 64, 4, 2), Tile(64, 32, 4, 3)),
+        ("_NARROW_FORWARD",): (Tile(64, 64, 4, 3), Tile(64, 32, 4, 4)),
+        ("_BACKWARD",): (Tile(64, 64, 4, 2), Tile(64, 32, 4, 3)),
     }
 )
 

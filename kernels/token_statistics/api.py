@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._check import require_device_of, require_dims, require_float, require_integer, require_shape
+from .._check import require_device_of, require_dims, require_float, require_shape
 from .._dispatch import is_fused
+from .._segments import require_packed
 from . import ops, reference, tiles
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def token_statistics_attention(
         Learned temperature of each head, ``[H]``, of any floating-point dtype.
     cu_seqlens
         Where the segments of packed tokens begin, ``[S + 1]`` of int32 or int64: it starts with 0, ends with
-        T, never falls, and may repeat (empty segments). Only its shape is checked, as its values would have
-        to be fetched from the device.
+        T, never falls, and may repeat (empty segments). On a GPU only its shape is checked, as its
+        values would have to be fetched.
     implementation
         * ``"auto"``: the Triton kernels on CUDA where they hold the sizes, else PyTorch.
         * ``"reference"``: the definition in plain PyTorch, which can be differentiated any number of times.
@@ -55,14 +56,15 @@ def token_statistics_attention(
     Returns
     -------
     Tensor
-        Shaped like `w`. Differentiable once in `w` and `temperature`; the gradients are deterministic.
+        Shaped like `w`. Differentiable once in `w` and `temperature`; the gradients of the
+        kernels are deterministic.
 
     Raises
     ------
     TypeError
         An argument is not a tensor, or its dtype is not supported.
     ValueError
-        A shape or device does not fit, or `implementation` is unknown or can not be had.
+        A shape or device or `cu_seqlens` does not fit, or `implementation` is unknown or can not be had.
 
     References
     ----------
@@ -87,11 +89,7 @@ def _check(w: Tensor, temperature: Tensor, cu_seqlens: Tensor | None) -> None:
         require_dims("w", w, (4,), "[B, N, H, P], or pass cu_seqlens with [T, H, P]")
     else:
         require_dims("w", w, (3,), "[T, H, P], the packed form that cu_seqlens asks for")
-        require_integer("cu_seqlens", cu_seqlens)
-        require_dims("cu_seqlens", cu_seqlens, (1,), "[S + 1]")
-        require_device_of("cu_seqlens", cu_seqlens, "w", w)
-        if cu_seqlens.shape[0] == 0:
-            raise ValueError("cu_seqlens has shape (0,); give it the shape [S + 1], its first value is 0")
+        require_packed(cu_seqlens, "w", w)
     if w.shape[-1] == 0 or w.shape[-2] == 0:
         raise ValueError(f"w has shape {tuple(w.shape)}; it needs one head and one channel at least")
     require_float("temperature", temperature)

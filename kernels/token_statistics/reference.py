@@ -12,10 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._dispatch import outside_autocast
+
 _LEAST_NORM = 1e-12
 _LEAST_MASS = 1e-8
 
 
+@outside_autocast
 def token_statistics_attention(w: Tensor, temperature: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """``-w * membership / (1 + moment)``; see `api.token_statistics_attention`."""
     return forward(w, temperature, cu_seqlens)[0]

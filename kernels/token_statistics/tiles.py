@@ -30,13 +30,14 @@ _TABLE: Final = MappingProxyType(
     }
 )  # fmt: skip
 
-# For a tuner, beside the table: more tokens in flight a program, or more programs.
+# Place in a table -> what may be tried there: more tokens in flight a program, or more programs.
 CANDIDATES: Final = MappingProxyType(
     {
-        256: ((16, 4), (16, 2), (8, 2)),
-        512: ((8, 4), (4, 2), (4, 4)),
-        1024: ((4, 4), (2, 4), (4, 8), (8, 8)),
-        2048: ((4, 8), (2, 8), (2, 4)),
+        ("_TABLE", 128): ((16, 2), (8, 4), (8, 1)),
+        ("_TABLE", 256): ((16, 4), (16, 2), (8, 2)),
+        ("_TABLE", 512): ((8, 4), (4, 2)),
+        ("_TABLE", 1024): ((4, 4), (4, 8), (8, 8)),
+        ("_TABLE", 2048): ((4, 8), (2, 4)),
     }
 )
 

@@ -32,7 +32,7 @@ def _slice(cu_seqlens, N, slices, BN: tl.constexpr, PACKED: tl.constexpr):
         length = tl.load(cu_seqlens + i_s + 1).to(tl.int64) - start
     else:
         start = i_s * N
-        length = N.to(tl.int64)
+        length = tl.cast(N, tl.int64)
     # whole tiles, but for the last
     share = tl.cdiv(tl.cdiv(length, slices), BN) * BN
     return start, i_c * share, tl.minimum((i_c + 1) * share, length)

@@ -26,6 +26,16 @@ class NoiseSchedule:
         beta = torch.linspace(first * scale, min(last * scale, 0.999), steps, dtype=torch.float64)
         return cls(torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, 0)]).float())
 
+    @classmethod
+    def cosine(cls, steps: int = 1_000, offset: float = 0.008) -> NoiseSchedule:
+        """``a_t = cos^2`` of the time (Nichol & Dhariwal 2021), no step above beta = 0.999."""
+        if steps < 1:
+            raise ValueError(f"steps={steps}; a schedule has at least one step")
+        time = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+        wave = torch.cos((time + offset) / (1 + offset) * torch.pi / 2).square()
+        beta = (1 - wave[1:] / wave[:-1]).clamp(max=0.999)
+        return cls(torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, 0)]).float())
+
     @property
     def steps(self) -> int:
         """T."""

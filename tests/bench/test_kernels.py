@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from operators import modulate
+from operators import modulate, segment_attention
 from operators.case import Unavailable
 from registry import operators
 from timing.ceilings import Ceilings
@@ -65,6 +65,14 @@ def test_no_speed_for_an_operator_that_is_wrong(operator, wrong):
     (row,) = rows(mutant, operator.cases[0])
     assert set(row) == {"error"}
     assert not gate(operator, operator.cases[0], torch.float32, CPU)
+
+
+def test_the_peer_decides_how_much_error_is_allowed():
+    (operator,) = segment_attention.OPERATORS
+    case = operator.cases[0]
+    assert not gate(operator, case, torch.bfloat16, CPU)
+    # the weights of any attention in 16 bits are rounded, those of the definition are not
+    assert gate(dataclasses.replace(operator, peer=None), case, torch.bfloat16, CPU)
 
 
 def test_a_row_for_every_implementation_and_mode(operator):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from scdd.kernels._segments import segment_schedule
 from scdd.kernels.attention_map import AttentionRows, attention_mass, attention_rows, ops, reference, tiles
+from scdd.kernels.attention_map.plan import plan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BIASED = pytest.mark.parametrize("biased", [False, True], ids=["plain", "biased"])
@@ -260,6 +261,14 @@ def test_refuses_genes_that_do_not_fit():
         for outside in (-1, N_GENES):
             with pytest.raises(ValueError, match="chosen has ids outside 0 to 149"):
                 rows(inputs, [outside], implementation=implementation)
+
+
+@pytest.mark.parametrize("starts", [(1, 19), (0, 18), (0, 9, 5, 19)])
+def test_plan_refuses_wrong_segments(starts):
+    """Without waiting for a GPU; else tokens would be left out of the sums unseen."""
+    genes = torch.zeros(19, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="cu_seqlens must start at 0, not decrease and end at the number"):
+        plan(torch.tensor(starts), genes, torch.tensor([0]), 5, 64)
 
 
 def tiles_are_used():

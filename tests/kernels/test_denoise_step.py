@@ -335,11 +335,11 @@ def test_refuses_and_says_what_to_do(changes, kind, message):
 
 
 def test_refuses_coefficients_that_mean_nothing():
-    with pytest.raises(ValueError, match=r"alpha_bar is 0\.5 and the next 0\.4; they grow"):
+    with pytest.raises(ValueError, match=r"alpha_bar is 0\.5 and alpha_bar_next is 0\.4; they grow"):
         ddim_coefficients(0.5, 0.4)
     with pytest.raises(ValueError, match="prediction is 'score'; choose one of 'eps', 'v', 'x0'"):
         dpm_solver_coefficients(0.5, 0.6, prediction="score")
-    with pytest.raises(ValueError, match="variance is 'learned'; choose 'posterior' or 'beta'"):
+    with pytest.raises(ValueError, match="variance is 'learned'; choose one of 'posterior', 'beta'"):
         ddpm_coefficients(0.5, 0.6, variance="learned")
     with pytest.raises(ValueError, match=r"eta is -1"):
         ddim_coefficients(0.5, 0.6, eta=-1)

@@ -241,6 +241,16 @@ def test_compiles_to_one_graph_of_any_size(device, form):
             torch.testing.assert_close(value, eager[name])
 
 
+@pytest.mark.parametrize("form", ["mixed", "silu"])
+def test_under_autocast(device, form):
+    """The gradients too are what they are without it; their products are PyTorch's."""
+    inputs = make_inputs(form, device=device)
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        cast = with_gradients(operator, inputs)
+    for name, value in with_gradients(operator, inputs).items():
+        torch.testing.assert_close(cast[name], value, rtol=0, atol=0)
+
+
 # ------------------------------------------------------------------------------ errors
 
 
@@ -279,7 +289,7 @@ def test_refuses_and_says_what_to_do(changes, kind, message):
 
 def test_refuses_other_settings():
     inputs = make_inputs("silu")
-    with pytest.raises(ValueError, match="activation is 'relu'; choose 'silu' or 'gelu'"):
+    with pytest.raises(ValueError, match="activation is 'relu'; choose one of 'silu', 'gelu'"):
         operator(**inputs | {"kind": "relu"})
     with pytest.raises(TypeError, match="encoding is a int; pass SoftBins or ValueMLP"):
         embed_genes(inputs["genes"], inputs["values"], gene_table=inputs["gene_table"], encoding=1)

@@ -373,10 +373,6 @@ def test_schedule_deals_every_row_once(cells, rows, element_size):
     assert plan.slices < 65_536
 
 
-def test_the_tile_in_use_is_a_candidate():
-    assert all(tile in tiles.CANDIDATES[size] for tile, size in tiles.every_tile())
-
-
 # ------------------------------------------------------------------------------ the kernels themselves
 
 

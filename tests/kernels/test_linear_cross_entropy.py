@@ -199,6 +199,24 @@ def test_none_or_all_masked(device, implementation, share):
 
 
 @REDUCTION
+@pytest.mark.parametrize("implementation", ["auto", "reference"])
+def test_no_gradient_where_none_is_masked(device, implementation, reduction):
+    """Also of a mean, which is NaN: a step that masks nothing must not undo a model."""
+    inputs = make_inputs(share=0.0, device=device) | {"reduction": reduction}
+    for name, value in with_gradients(operator(implementation), inputs).items():
+        assert name.startswith("out") or not value.count_nonzero(), name
+
+
+@REDUCTION
+def test_under_autocast(device, reduction):
+    inputs = make_inputs(200, 32, 300, device=device) | {"reduction": reduction}
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        cast = with_gradients(operator(), inputs)
+    for name, value in with_gradients(operator(), inputs).items():
+        torch.testing.assert_close(cast[name], value, rtol=0, atol=0)
+
+
+@REDUCTION
 def test_no_token(device, reduction):
     inputs = make_inputs(0, device=device) | {"reduction": reduction}
     got = with_gradients(operator(), inputs)
@@ -343,6 +361,18 @@ def test_kernel_in_sixteen_bits(poisoned, dtype, reduction):
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 def test_kernel_on_extreme_logits(poisoned, spread, reduction):
     check(make_inputs(20, 8, 50, spread=spread, device=poisoned) | {"reduction": reduction}, "triton")
+
+
+@REDUCTION
+def test_kernel_with_genes_that_are_ruled_out(poisoned, reduction):
+    """By a bias of minus infinity, whole blocks of them first."""
+    width = tiles.choose(4).width
+    inputs = make_inputs(20, 8, width + 40, share=1.0, device=poisoned) | {"reduction": reduction}
+    inputs["bias"] = torch.zeros(width + 40, device=poisoned).index_fill_(
+        0, torch.arange(width + 9, device=poisoned), -torch.inf
+    )
+    inputs["target"] = width + 9 + inputs["target"] % 31
+    check(inputs, "triton")
 
 
 @REDUCTION

@@ -113,7 +113,9 @@ def assert_right(inputs, *, bandwidths=DOUBLING, unit=8.0, unbiased=True, implem
         rounding = (4e-7 if inputs["x"].dtype.itemsize >= 4 else 4e-3) * size
         difference = abs(float(found.pop(name)) - truth)
         assert difference <= max(allowed, rounding), f"{name}: {difference:.3g} {allowed:.3g} {rounding:.3g}"
-    roundings = {name: 1000 if "weights" in name else 256 for name in found}
+    # tensor cores cut sums off where a CPU rounds them: there the Gram form loses more of its digits
+    of_rows, of_weights = (256, 1000) if inputs["x"].is_cuda else (16, 128)
+    roundings = {name: of_weights if "weights" in name else of_rows for name in found}
     assert_as_accurate_as_pytorch(found, eager, exact, summed=roundings)
 
 
@@ -511,7 +513,8 @@ def test_kernel_on_one_feature(poisoned):
     ours, theirs = distances(unit=2.0, implementation="triton")
     expected = with_gradients(theirs, in_float64(inputs))
     for name, value in with_gradients(ours, inputs).items():
-        torch.testing.assert_close(value.cpu().double(), expected[name].double(), rtol=1e-3, atol=1e-4)
+        rtol, atol = (1e-3, 1e-4) if poisoned.type == "cuda" else (1e-5, 1e-5)
+        torch.testing.assert_close(value.cpu().double(), expected[name].double(), rtol=rtol, atol=atol)
 
 
 @UNBIASED

@@ -324,7 +324,7 @@ def test_refuses_and_says_what_to_do(changes, kind, message):
     [
         ({"kind": "u"}, ValueError, "parameterisation is 'u'; choose one of 'eps', 'v', 'x0'"),
         ({"norm_eps": -1.0}, ValueError, "norm_eps is -1.0; .* can not be negative"),
-        ({"seed": 3}, ValueError, "both eps and seed are given"),
+        ({"seed": 3}, ValueError, "both seed and eps are given"),
         ({"signal": torch.ones(5)}, TypeError, "one of signal and noise is a tensor"),
         (
             {"signal": torch.ones(5, 1), "noise": torch.ones(5)},
@@ -434,6 +434,28 @@ def test_kernel_draws_the_noise_of_the_seed(poisoned):
     drawn = philox_normal(as_seed(5, poisoned), 0, (70, 10))
     got = with_gradients(operator, without(inputs, "eps") | {"seed": 5})
     torch.testing.assert_close(got, with_gradients(operator, inputs | {"eps": drawn}), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["condition", "mean", "std", "eps", "modulation", "z"])
+def test_kernel_on_any_memory_layout(poisoned, name):
+    """A column of several conditions has gaps, and one number for all has no stride."""
+    inputs = make_inputs(20, device=poisoned)
+    expected = with_gradients(operator, inputs)
+    gaps = torch.stack((inputs[name].detach(),) * 3, -1)[..., 1].requires_grad_(name == "z")
+    assert not gaps.is_contiguous()
+    for key, value in with_gradients(operator, inputs | {name: gaps}).items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_kernel_on_one_condition_for_all(poisoned):
+    inputs = make_inputs(20, device=poisoned)
+    given = {"condition": inputs["condition"][:1], "std": inputs["std"][:1]}
+    expanded = {name: value.expand(size) for (name, value), size in zip(given.items(), (20, 10), strict=True)}
+    expected = with_gradients(
+        operator, inputs | {name: value.contiguous() for name, value in expanded.items()}
+    )
+    for key, value in with_gradients(operator, inputs | expanded).items():
+        assert torch.equal(value, expected[key]), key
 
 
 def test_kernel_without_gradient(poisoned):

@@ -1,0 +1,107 @@
+"""From noise to cells in K network calls: DDPM, DDIM, DPM-Solver++, flow; one fused update a step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from scdd.kernels import (
+    ddim_coefficients,
+    ddpm_coefficients,
+    denoise_step_with_estimate,
+    dpm_solver_coefficients,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from scdd.diffusion.parameterisation import Parameterisation
+    from scdd.diffusion.schedule import NoiseSchedule
+
+    # Maps (x_t [B, G], t / T [B]) to the network's output [B, G], and that without conditions or None.
+    Guided = Callable[[Tensor, Tensor], tuple[Tensor, Tensor | None]]
+
+Sampler = Literal["dpm++", "ddim", "ddpm", "flow"]
+
+
+class Plan(NamedTuple):
+    """What a sampler does, computed before it starts: ``times`` int64 [K + 1], ``coefficients`` [K, 6]."""
+
+    times: Tensor
+    coefficients: Tensor
+
+
+def plan(
+    schedule: NoiseSchedule, sampler: Sampler, steps: int, prediction: Parameterisation, *, eta: float = 0.0
+) -> Plan:
+    """The times that ``steps`` calls visit, noisy to clean, and the six numbers of each update.
+
+    DDPM and DDIM space times evenly, as published; DPM-Solver++ evenly in ``log(signal / noise)`` (Lu et
+    al. 2022); flow evenly in ``noise / (signal + noise)``, the time of the straight path from noise to data,
+    along which Euler's step is DDIM's (Lipman et al. 2023).
+    """
+    if sampler not in get_args(Sampler):
+        raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(get_args(Sampler))}")
+    if not 1 <= steps <= schedule.steps:
+        raise ValueError(f"steps is {steps}; it lies in 1..{schedule.steps}")
+    times = _times(schedule, sampler, steps)
+    alpha = schedule.alpha_bar.double()[times]
+    now, after = alpha[:-1], alpha[1:]
+    if sampler == "ddpm":
+        table = ddpm_coefficients(now, after, prediction=prediction)
+    elif sampler == "dpm++":
+        first = dpm_solver_coefficients(now[:1], after[:1], prediction=prediction)
+        rest = dpm_solver_coefficients(now[1:], after[1:], now[:-1], prediction=prediction)
+        table = torch.cat([first, rest])
+    else:
+        table = ddim_coefficients(now, after, prediction=prediction, eta=eta)
+    return Plan(times, table)
+
+
+def _times(schedule: NoiseSchedule, sampler: Sampler, steps: int) -> Tensor:
+    """int64 [steps + 1] from T to 0, strictly falling."""
+    if sampler in ("ddpm", "ddim"):
+        return torch.linspace(schedule.steps, 0, steps + 1).round().long()
+    alpha = schedule.alpha_bar.double()[1:]
+    signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
+    # rises with the time
+    clock = noise / (signal + noise) if sampler == "flow" else (noise / signal).log()
+    wanted = torch.linspace(clock[-1], clock[0], steps, dtype=torch.float64)
+    at = torch.searchsorted(clock, wanted).clamp(max=schedule.steps - 1) + 1
+    # where the schedule is coarser than the clock, neighbouring times fall together: push them apart
+    floor = torch.arange(steps, 0, -1)
+    ceiling = schedule.steps - torch.arange(steps)
+    at = torch.minimum(torch.maximum(at, floor), ceiling)
+    for k in range(1, steps):
+        at[k] = torch.minimum(at[k], at[k - 1] - 1)
+    return torch.cat([torch.maximum(at, floor), torch.zeros(1, dtype=torch.long)])
+
+
+@torch.no_grad()
+def sample(
+    denoise: Guided,
+    schedule: NoiseSchedule,
+    noise: Tensor,
+    chosen: Plan,
+    *,
+    guidance: float = 1.0,
+    seed: int = 0,
+    clamp: tuple[float, float] | None = None,
+) -> Tensor:
+    """Clean cells [B, G] of pure ``noise`` [B, G]; ``chosen`` is what :func:`plan` made.
+
+    ``clamp`` bounds the clean estimate of every step. Each step draws its noise, if it has any, from a seed
+    of its own.
+    """
+    x, previous = noise, None
+    table = chosen.coefficients.to(noise.device)
+    for number in range(len(table)):
+        t = torch.full((len(x),), int(chosen.times[number]) / schedule.steps, device=x.device)
+        output, unconditional = denoise(x, t)
+        x, previous = denoise_step_with_estimate(
+            x, output, table[number], unconditional=unconditional, guidance=guidance,
+            previous=previous, seed=seed + number, clamp=clamp,
+        )  # fmt: skip
+    return x

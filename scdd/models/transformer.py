@@ -1,0 +1,314 @@
+"""Diffusion transformers on expression profiles: scRDiT and the White-Box Diffusion Transformer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scdd.data.atlas import Atlas
+from scdd.data.loader import CellLoader
+from scdd.data.preprocess import Preprocessor
+from scdd.data.statistics.moments import column_moments
+from scdd.errors import InputError
+from scdd.models.autoencoder import rebuild_preprocessor
+from scdd.models.base import Model
+from scdd.models.cell_code import CellCode, to_counts
+from scdd.models.conditions import Conditions
+from scdd.models.gene_order import correlation_order
+from scdd.models.interpretation import Interpretation, interpret
+from scdd.models.library_sizes import LibrarySizes
+from scdd.models.transformer_config import TransformerConfig, resolve
+from scdd.models.transformer_net import CellsToLearn, TransformerDiffusion
+from scdd.train.loop import TrainConfig, train
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import anndata
+    from torch import Tensor
+
+    from scdd.data.loading.batch import CellBatch
+
+_BLOCK = 512
+
+
+class DiffusionTransformer(Model):
+    """Generate cells gene by gene with a diffusion transformer (scRDiT: Dong et al. 2024), conditionally.
+
+    Cells are cut into patches of genes, noised, and denoised by adaLN-Zero blocks. Beyond the publication:
+    any ``obs`` columns as conditions with classifier-free guidance, any genes, library sizes and zeros
+    modelled, so that samples are counts; DDPM, DDIM, DPM-Solver++ and flow samplers.
+
+    Parameters
+    ----------
+    atlas
+        Training cells (an :class:`scdd.Atlas`, AnnData or path).
+    label_key
+        The ``obs`` column whose classes matter most; it is always a condition.
+    conditions
+        Further ``obs`` columns to condition on.
+    preset, config, **changes
+        ``"default"`` or ``"published"``, or a :class:`TransformerConfig`; single settings by name.
+    """
+
+    kind: ClassVar[str] = "attention"
+
+    def __init__(
+        self,
+        atlas: Any = None,
+        *,
+        label_key: str = "cell_type",
+        conditions: Sequence[str] = (),
+        preset: str = "default",
+        config: TransformerConfig | None = None,
+        preprocessor: Preprocessor | None = None,
+        **changes: Any,
+    ):
+        if config is not None and changes:
+            raise InputError(f"{next(iter(changes))}= is ignored beside config=; change the config itself")
+        self.config = config or resolve(self.kind, preset, changes)
+        self.label_key = label_key
+        self.history: list[dict[str, float]] = []
+        self.trained_on = ""
+        if atlas is None:
+            return
+        c = self.config
+        self.atlas = Atlas.of(atlas).within_memory()
+        if c.library and self.atlas.expression != "counts":
+            raise InputError(
+                f"library=True makes counts and {self.atlas.name} holds {self.atlas.expression}; "
+                "pass library=False, or counts"
+            )
+        self.conditions = Conditions.fit(self.atlas, [label_key, *conditions])
+        fit = {"n_top_genes": c.n_top_genes, "flavor": c.flavor}
+        self.preprocessor = preprocessor or Preprocessor.fit(self.atlas, **fit)  # type: ignore[arg-type]
+        genes = self.preprocessor.n_genes
+        self.order = np.arange(genes)
+        if c.order == "correlation":
+            self.order = correlation_order(self.atlas, self.preprocessor, seed=c.seed)
+
+    def fit(self, *, checkpoint: str | Path | None = None, progress: bool = True) -> Self:
+        """Train, and keep the moving average; with ``checkpoint`` (a file) a run continues where it was."""
+        from pathlib import Path
+
+        c = self.config
+        self._measure()
+        torch.manual_seed(c.seed)
+        net = self._build()
+        loader = CellLoader(
+            self.atlas, preprocessor=self.preprocessor, batch_size=c.batch_size, shuffle=True,
+            seed=c.seed + 1, drop_last=c.batch_size <= self.atlas.n_obs,
+        )  # fmt: skip
+        settings = TrainConfig(
+            steps=c.steps, batch_size=c.batch_size, lr=c.lr, weight_decay=c.weight_decay, ema=c.ema,
+            device=c.device, precision=c.precision, seed=c.seed,
+        )  # fmt: skip
+        trained, self.history = train(
+            net, "loss", loader, settings, label=type(self).__name__, prepare=self._to_learn,
+            checkpoint=None if checkpoint is None else Path(checkpoint), identity=self._identity(),
+            progress=progress,
+        )  # fmt: skip
+        assert isinstance(trained, TransformerDiffusion)
+        self.net = trained.requires_grad_(False)
+        self.trained_on = self.atlas.fingerprint()
+        self.fitted = True
+        return self
+
+    def _build(self) -> TransformerDiffusion:
+        return TransformerDiffusion(
+            self.preprocessor.n_genes, self.config,
+            conditions=self.conditions.sizes, numbers=int(self.config.library),
+        )  # fmt: skip
+
+    def _measure(self) -> None:
+        """What must be known of all training cells: zeros, library sizes, codes of conditions."""
+        moments = column_moments(self.atlas)
+        where = self.atlas.var_names.astype(str).get_indexer(self.preprocessor.genes)
+        detected = torch.from_numpy(moments.nonzero[where] / moments.n)
+        self.code = CellCode.fit(self.config.zeros, self.preprocessor, detected)
+        columns = [self.atlas.labels(name).codes for name in self.conditions.names]
+        self._codes = torch.from_numpy(np.stack(columns, 1))
+        totals = [np.asarray(block.sum(1)).ravel() for _, block in self.atlas.blocks()]
+        sizes = torch.from_numpy(np.concatenate(totals))
+        self.library = LibrarySizes.fit(sizes, self._codes[:, 0], self.conditions.sizes[0])
+
+    def _to_learn(self, batch: CellBatch) -> CellsToLearn:
+        v = torch.from_numpy(batch.x)[:, self.order]
+        numbers = self._numbers(torch.from_numpy(batch.totals).float())
+        return CellsToLearn(
+            self.code.encode(v), v == 0, self._codes[torch.from_numpy(batch.row_ids)], numbers
+        )
+
+    def _numbers(self, totals: Tensor) -> Tensor:
+        """Numbers that condition a cell, [B, 1] or [B, 0]."""
+        if not self.config.library:
+            return torch.empty(len(totals), 0)
+        mean, spread = self.library.moments
+        return ((totals.clamp_min(1).log() - mean) / spread)[:, None]
+
+    def _identity(self) -> dict[str, Any]:
+        conditions = json.dumps(self.conditions.to_dict(), sort_keys=True)
+        return {
+            "model": json.dumps(self.config.to_dict(), sort_keys=True),
+            "genes": hashlib.sha256("\n".join(self.preprocessor.genes[self.order]).encode()).hexdigest(),
+            "atlas": self.atlas.fingerprint(),
+            "conditions": hashlib.sha256(conditions.encode()).hexdigest(),
+        }
+
+    @torch.no_grad()
+    def generate(
+        self,
+        n: int | None = None,
+        *,
+        condition: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        eta: float = 0.0,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> anndata.AnnData:
+        """``n`` new cells as AnnData: counts in X, or log1p CP10k where the model knows no library size.
+
+        Parameters
+        ----------
+        n
+            How many; left out, one for each value of the longest column of ``condition``.
+        condition
+            ``obs`` column -> one value or n values; columns left out follow the training composition.
+        steps, sampler, eta
+            Network calls; dpm++, ddim, ddpm or flow; noise of DDIM.
+        guidance
+            Classifier-free guidance w in ``(1 + w) f(c) - w f(null)``.
+        """
+        from scdd.models.scdg import _count
+        from scdd.progress import progress_bar
+
+        self._require_fit()
+        c = self.config
+        condition = dict(condition or {})
+        n = _count(n, condition)
+        rng = np.random.default_rng(seed)
+        fields = torch.from_numpy(self.conditions.complete(self.conditions.encode(condition, n), rng))
+        generator = torch.Generator().manual_seed(seed)
+        how = {
+            "sampler": sampler or c.sampler, "steps": steps or c.sampling_steps, "eta": eta,
+            "guidance": c.guidance if guidance is None else guidance,
+        }  # fmt: skip
+        blocks, totals = [], []
+        with progress_bar("generating", n, enabled=progress) as advance:
+            for start in range(0, n, _BLOCK):
+                x, size = self._generate_block(fields[start : start + _BLOCK], generator, **how)
+                blocks.append(x)
+                totals.append(size)
+                advance(len(size))
+        return self._as_anndata(blocks, fields.numpy(), torch.cat(totals).numpy(), {**how, "seed": seed})
+
+    def _generate_block(self, fields: Tensor, generator: torch.Generator, **how: Any) -> tuple[Any, Tensor]:
+        from scipy import sparse
+
+        totals = self.library.sample(fields[:, 0], generator)
+        noise = torch.randn(len(fields), self.preprocessor.n_genes, generator=generator)
+        seed = int(torch.randint(2**31, (), generator=generator))
+        drawn = self.net.draw(fields, self._numbers(totals), noise, seed=seed, **how)
+        v = self.code.decode(drawn.x0, drawn.zero_logit, generator)
+        x = torch.empty_like(v)
+        x[:, self.order] = to_counts(v, totals) if self.config.library else v
+        return sparse.csr_matrix(x.numpy()), totals
+
+    def _as_anndata(
+        self, blocks: list[Any], fields: np.ndarray, totals: np.ndarray, run: dict[str, Any]
+    ) -> anndata.AnnData:
+        import anndata
+        from scipy import sparse
+
+        obs = self.conditions.decode(fields)
+        obs.index = [f"generated_{number}" for number in range(len(fields))]
+        if self.config.library:
+            # of all genes, those that are not modelled among them
+            obs["total_counts"] = totals
+        adata = anndata.AnnData(
+            sparse.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=self.preprocessor.genes)
+        )
+        expression = "counts" if self.config.library else "log1p"
+        head = {"method": type(self).__name__, "expression": expression, "model": self.weights_hash()}
+        adata.uns["scdd"] = {**head, **run}
+        if not self.config.library:
+            adata.uns["log1p"] = {"base": None}
+        return adata
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "config": self.config.to_dict(),
+            "label_key": self.label_key,
+            "trained_on": self.trained_on,
+            "conditions": self.conditions.to_dict(),
+            "preprocessor": self.preprocessor.to_dict(),
+            "code": self.code.to_dict(),
+        }
+
+    def _tensors(self) -> dict[str, Tensor]:
+        p = self.preprocessor
+        scale = {"gene_mean": torch.from_numpy(p.mean), "gene_std": torch.from_numpy(p.std)}
+        rest = {"order": torch.from_numpy(self.order), "log_total": self.library.log_total, **scale}
+        return {**{f"net.{name}": value for name, value in self.net.state_dict().items()}, **rest}
+
+    @classmethod
+    def _rebuild(cls, config: dict[str, Any], tensors: dict[str, Tensor]) -> Self:
+        model = cls(label_key=config["label_key"], config=TransformerConfig(**config["config"]))
+        model.conditions = Conditions.from_dict(config["conditions"])
+        model.trained_on = config["trained_on"]
+        scale = tensors["gene_mean"], tensors["gene_std"]
+        model.preprocessor = rebuild_preprocessor(config["preprocessor"], *scale)
+        model.order, model.code = tensors["order"].numpy(), CellCode(**config["code"])
+        model.library = LibrarySizes(tensors["log_total"])
+        model.net = model._build()
+        weights = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
+        model.net.load_state_dict(weights)
+        model.net.eval().requires_grad_(False)
+        return model
+
+
+class WhiteBoxDiffusionTransformer(DiffusionTransformer):
+    """The same on CRATE blocks, which compress tokens into subspaces and sparsify them (WBDiT, 2025).
+
+    See :class:`DiffusionTransformer`; ``mixer``, ``token_map``, ``tied``, ``residual``, ``learned_threshold``
+    and ``positive_gates`` choose how near the blocks are to their derivation.
+    """
+
+    kind: ClassVar[str] = "white_box"
+
+    def interpret(
+        self, cells: Any, *, n_times: int = 8, max_cells: int = 256, seed: int = 0
+    ) -> Interpretation:
+        """Coding rate before and after each layer, sparsity, gates and orthogonality, over diffusion time.
+
+        Parameters
+        ----------
+        cells
+            Labelled cells (AnnData, path or Atlas) with the conditions of the model; up to ``max_cells`` are
+            drawn.
+        n_times
+            Diffusion times, evenly spaced.
+        """
+        self._require_fit()
+        if not hasattr(self.net.net.blocks[0].mixer, "project"):
+            raise InputError(f"mixer={self.config.shape.mixer!r} has no subspaces; interpret a white box")
+        atlas = Atlas.of(cells, expression=self.preprocessor.expression)
+        rows = np.sort(np.random.default_rng(seed).permutation(atlas.n_obs)[:max_cells])
+        steps = self.net.schedule.steps
+        times = np.unique(np.linspace(steps / n_times, steps, n_times).round().astype(int)).tolist()
+        return interpret(self.net, self._known_cells(atlas, rows), times, seed=seed)
+
+    def _known_cells(self, atlas: Atlas, rows: np.ndarray) -> CellsToLearn:
+        v = torch.from_numpy(self.preprocessor.transform(atlas, rows))[:, self.order]
+        table = {name: atlas.column(name).iloc[rows].astype(str).to_numpy() for name in self.conditions.names}
+        totals = torch.from_numpy(np.asarray(atlas.read(rows).sum(1)).ravel()).float()
+        codes = torch.from_numpy(self.conditions.encode(table, len(rows)))
+        return CellsToLearn(self.code.encode(v), v == 0, codes, self._numbers(totals))
