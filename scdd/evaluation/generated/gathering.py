@@ -79,16 +79,21 @@ def gather(
     sizes, share, size_notes = _sizes(pools, len(classes), label_key, settings)
     notes += said + read_notes + split_notes + size_notes
     notes.append(f"{len(space.variable):,} highly variable genes ({space.flavor}) of the reference.")
-    if len(rows["reference"]) < 20 * len(space.components):
-        notes.append(
-            f"{len(rows['reference']):,} reference cells are few for {len(space.components)} components,"
-            " which fit the noise of those very cells; give reference= or more train cells."
-        )
+    notes += _reference_notes(len(rows["reference"]), len(space.components))
     notes += opening.scale_notes(pools["generated"].x, pools["test"].x)
     frequencies = {name: _frequencies(parts[name], len(classes)) for name in ("generated", "train", "test")}
     return World(
         space, genes, classes, pools, fitting, units, sizes, share, frequencies, tuple(notes), settings
     )
+
+
+def _reference_notes(n: int, components: int) -> list[str]:
+    if n >= 20 * components:
+        return []
+    return [
+        f"{n:,} reference cells are few for {components} components, which fit the noise of those very cells;"
+        " give reference= or more train cells."
+    ]
 
 
 def _fit(

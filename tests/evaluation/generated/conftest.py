@@ -17,6 +17,7 @@ LABEL = "cell_type"
 SMALL: dict[str, Any] = {
     "n_genes": 100,
     "n_components": 15,
+    "folds": 3,
     "trees": 30,
     "published_trees": 30,
     "permutations": 60,

@@ -60,6 +60,18 @@ def test_counts_or_log1p_on_either_side(real, score):
     assert any("generated log1p" in note for note in other.details.notes)
 
 
+def test_another_scale_is_remarked_on(real, score):
+    made = log1p(real["held out"])
+    assert not any("scaled alike" in note for note in score(made, "transport").details.notes)
+    made.X = np.log1p(np.expm1(made.X) / 4)
+    assert any("scaled alike" in note for note in score(made, "transport").details.notes)
+
+
+def test_small_references_are_remarked_on(real, score):
+    few = score(real["held out"], "transport", reference=real["reference"][:100].copy())
+    assert any("100 reference cells are few for 15 components" in note for note in few.details.notes)
+
+
 def test_fractional_counts_are_named_as_such(real, score):
     made = real["held out"].copy()
     made.X = made.X * 1.01
