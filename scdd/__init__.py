@@ -26,6 +26,8 @@ _PUBLIC = {
     "distill": "scdd.distillation.distill",
     "evaluate": "scdd.evaluation.evaluate",
     "Report": "scdd.evaluation.report",
+    "fidelity": "scdd.evaluation.generated.fidelity",
+    "FidelityReport": "scdd.evaluation.generated.report",
     "ScddError": "scdd.errors",
     "InputError": "scdd.errors",
     "DataFileError": "scdd.errors",
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from scdd.distillation.distill import distill
     from scdd.errors import DataFileError, InputError, ScddError
     from scdd.evaluation.evaluate import evaluate
+    from scdd.evaluation.generated.fidelity import fidelity
+    from scdd.evaluation.generated.report import FidelityReport
     from scdd.evaluation.report import Report
     from scdd.models.autoencoder import Autoencoder
     from scdd.models.scdg import SCDG

@@ -1,4 +1,4 @@
-"""The verbs: distill, train, generate, evaluate, simulate, pack, info."""
+"""The verbs: distill, train, generate, evaluate, fidelity, simulate, pack, info."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from scdd.cli import fidelity as fidelity_verb
 from scdd.cli import options as opt
 from scdd.cli import pack as pack_verb
 from scdd.errors import InputError
@@ -404,6 +405,7 @@ def simulate(
     typer.echo(f"wrote {out}: {cells:,} cells")
 
 
+fidelity_verb.register(app)
 pack_verb.register(app)
 
 

@@ -1,0 +1,1 @@
+"""How like real cells generated cells are, whoever generated them: `scdd.fidelity`."""
