@@ -16,13 +16,31 @@ from .case import Case, Operator, Work, normal
 from .ista import STEP_SIZE, THRESHOLD
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import Tensor
 
 HEAD_WIDTH = 96
 
 
-def _published(
+def _published(**inputs: Tensor) -> tuple[Tensor, ...]:
+    """The formulas as they stand, with a map of attention for every head in memory."""
+
+    def attend(w: Tensor) -> Tensor:
+        return ((w @ w.transpose(-1, -2)) * HEAD_WIDTH**-0.5).softmax(dim=-1) @ w
+
+    return _three_products(attend, **inputs)
+
+
+def _without_map(**inputs: Tensor) -> tuple[Tensor, ...]:
+    """The same on PyTorch's fused attention, whose backward computes weights again and so rounds as ours."""
+    return _three_products(lambda w: F.scaled_dot_product_attention(w, w, w), **inputs)
+
+
+def _three_products(
+    attend: Callable[[Tensor], Tensor],
+    *,
     x: Tensor,
     condition: Tensor,
     adaln: Tensor,
@@ -35,9 +53,7 @@ def _published(
         6, dim=-1
     )
     y = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale1) + shift1
-    w = _heads(F.linear(y, subspace))
-    scores = (w @ w.transpose(-1, -2)) * HEAD_WIDTH**-0.5
-    attended = scores.softmax(dim=-1) @ w
+    attended = attend(_heads(F.linear(y, subspace)))
     x = x + gate1 * F.linear(attended.transpose(1, 2).reshape(x.shape), merge, bias)
     y = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale2) + shift2
     again = F.linear(F.linear(y, dictionary), dictionary.t())
@@ -120,6 +136,7 @@ OPERATORS = (
         name="white_box_block",
         ours=_ours,
         eager=_published,
+        peer=_without_map,
         cases=(
             _case(2, 50, 192, small=True),
             _case(16, 200, 768, small=False),
