@@ -82,7 +82,7 @@ def what_to_do(
     if config.precision != "32-true":
         said += f", or pass precision='32-true' in place of {config.precision!r}"
     if checkpoint is None:
-        return said + ". With checkpoints it could go on from the last good state"
+        return said + ". With checkpoint= (--checkpoints) it could go on from the last good state"
     return said + (
         f". The last good checkpoint, of step {saved_step}, is {checkpoint}: the same run with another lr "
         "or precision continues from it"

@@ -112,7 +112,7 @@ class _Run:
         )
         self.wrapped, self.wrapped_optimiser = self.fabric.setup(module, self.optimiser)
         self.wrapped.mark_forward_method(loss)
-        self.loss: Callable[..., dict[str, Tensor]] = getattr(self.wrapped, loss)
+        self.loss_name = loss
         self.average = MovingAverage(module, config.ema)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.scaled = config.precision == "16-mixed"
@@ -124,6 +124,14 @@ class _Run:
         self.validation: Validation | None = None
         if validation is not None:
             self.validation = Validation(validation, self.loss, module, self.average, self.fabric, config)
+
+    def loss(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """The terms, in the precision that was asked for.
+
+        On a single device Fabric calls a marked method directly, past the context of its precision.
+        """
+        with self.fabric.autocast():
+            return getattr(self.wrapped, self.loss_name)(batch, generator)
 
     def go(self, log: Log, interrupted: Callable[[], bool], advance: Callable[..., None]) -> None:
         """Step after step, until all are done or patience is at its end."""
