@@ -171,9 +171,11 @@ class _Run:
         self.meter.add(terms, total, norm)
         self.guard.shield(total, norm)
         self.wrapped_optimiser.step()
-        if self._reading_due(self.step + 1):
+        if reading := self._reading_due(self.step + 1):
             self._read()
         self.average.update()
+        if reading:
+            self.guard.remember()
         self.step += 1
         self.clock.tick()
 
@@ -191,7 +193,6 @@ class _Run:
         bad = first_bad(rows, scaled=self.scaled)
         if bad is None:
             self.steps_read += len(rows)
-            self.guard.remember()
             return
         self.guard.restore()
         found, step = self.meter.named(rows[bad]), self.steps_read + bad

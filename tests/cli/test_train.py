@@ -38,9 +38,9 @@ def saved(folder):
 
 def test_a_transformer_from_a_file(h5ad, tmp_path):
     result = train(
-        "whitebox", h5ad, "-l", "cell_type", "-c", "donor", *TINY, "--validation", 0.2, "--validate-every", 10,
-        "--variant", "token-statistics", "--set", "tied=true", "--set", "zeros=plain", "--genes", 40,
-        "--precision", "bf16-mixed", "--log", tmp_path / "logs", "--checkpoints", tmp_path / "run",
+        "whitebox", h5ad, "-l", "cell_type", "-c", "donor", *TINY, "--validation", 0.2,
+        "--validate-every", 10, "--variant", "token-statistics", "--set", "tied=true",
+        "--set", "zeros=plain", "--genes", 40, "--precision", "bf16-mixed", "--log", tmp_path / "logs", "--checkpoints", tmp_path / "run",
         "-o", tmp_path / "m",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
@@ -172,8 +172,8 @@ def test_settings_are_read_as_their_type():
 
 def test_options_reach_both_stages_of_scdg():
     names = (
-        "condition", "objective", "head", "width", "depth", "patch", "heads", "variant", "steps", "batch_size",
-        "lr", "precision", "compile", "validation", "patience", "validate_every", "genes",
+        "condition", "objective", "head", "width", "depth", "patch", "heads", "variant", "steps",
+        "batch_size", "lr", "precision", "compile", "validation", "patience", "validate_every", "genes",
     )  # fmt: skip
     asked = {"lr": 1e-4, "precision": "bf16-mixed", "validation": 0.1, "patience": 3, "genes": 0, "steps": 9}
     config = Request("scdg", "x", dict.fromkeys(names) | asked, [], None, 4, "cpu").config
