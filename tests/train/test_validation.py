@@ -65,9 +65,9 @@ def test_min_delta():
     assert history[-1]["step"] == 6, "the first counts, the next two gain too little"
 
 
-@pytest.mark.parametrize("interrupted_at", [9, 14])
+@pytest.mark.parametrize("interrupted_at", [10, 14])
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, interrupted_at):
-    """Weights, history, the best, and how much patience is left; 14 lies in the middle of a bad stretch."""
+    """Weights, history, the best, the patience left; what is saved before 10 lies between two rows."""
     settings = {"validate_every": 2, "patience": 6, "lr": 0.3, "ema": 0.5, "checkpoint_every": 3}
 
     class Broken(Batches):
