@@ -224,7 +224,7 @@ def train(
     ] = None,
     condition: opt.Conditions = None,
     objective: Annotated[
-        str, typer.Option(help="code_then_noise, or mean_flow: the code is the noise.")
+        str, typer.Option(help="code_then_noise; mean_flow, consistency or distilled: the code is the noise.")
     ] = "code_then_noise",
     head: Annotated[str, typer.Option(help="gaussian (log1p) or nb (raw counts).")] = "gaussian",
     steps: Annotated[
