@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """Noise levels from 0 to ``largest``, and the scaling of Karras et al. 2022 for data of deviation ``data``.
+    """Noise levels from 0 to ``largest``, and the scaling of Karras et al. 2022 for data of sd ``data``.
 
     ``smallest`` is the first level above 0. The paper's levels are for data of deviation 1/2; latents here
     have 1, and the log-normal's mean is moved by log 2 accordingly.

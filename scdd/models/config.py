@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scdd.errors import InputError
+
+if TYPE_CHECKING:
+    from scdd.diffusion.parameterisation import Parameterisation
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class SCDGConfig:
 
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     objective: str = "code_then_noise"
-    parameterisation: str = "v"
+    parameterisation: Parameterisation = "v"
     width: int = 128
     depth: int = 3
     timesteps: int = 1_000

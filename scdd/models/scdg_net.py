@@ -26,6 +26,7 @@ from scdd.nn.embeddings import drop_conditions
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from scdd.diffusion.parameterisation import Parameterisation
     from scdd.nn.autoencoder import AutoencoderNet
     from scdd.nn.heads import Observed
 
@@ -77,6 +78,8 @@ class SCDGNet(nn.Module):
     map from noise. ``distilled`` trains it as a denoiser too, and then a second one, the student, as its map.
     """
 
+    seen_batches: Tensor
+
     def __init__(
         self,
         autoencoder: AutoencoderNet,
@@ -87,7 +90,7 @@ class SCDGNet(nn.Module):
         depth: int,
         timesteps: int,
         objective: str,
-        parameterisation: str,
+        parameterisation: Parameterisation,
         condition_dropout: float,
         quality: QualityWeights,
         steps: int,
@@ -98,7 +101,8 @@ class SCDGNet(nn.Module):
         self.denoiser = Denoiser(latent, conditions, width=width, depth=depth)
         self.classifier = nn.Linear(autoencoder.gene_mean.numel(), conditions[0])
         self.schedule = NoiseSchedule.linear(timesteps)
-        self.objective, self.parameterisation = objective, parameterisation
+        self.objective = objective
+        self.parameterisation: Parameterisation = parameterisation
         self.condition_dropout, self.quality = condition_dropout, quality
         self.steps, self.grid, self.levels = steps, grid, NoiseLevels()
         if objective == "consistency":

@@ -26,7 +26,7 @@ _AT_ONCE = 2**24
 
 
 class Sensitivity(NamedTuple):
-    """Norms of ``ds/dz`` [G, d], one a code: ``frobenius`` [n] and ``operator`` [n] (largest singular value)."""
+    """Norms of ``ds/dz`` of every code: ``frobenius`` [n], ``operator`` [n] (largest singular value)."""
 
     frobenius: np.ndarray
     operator: np.ndarray
