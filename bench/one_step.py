@@ -97,11 +97,18 @@ class Task:
         atlas = scdd.Atlas(folder / f"{name}.h5ad")
         self.train, self.test = atlas.split(label_key="cell_type", test=0.2, seed=0)
         self.labels = self.train.obs["cell_type"].astype(str).to_numpy()
+        self._encoded: tuple[Any, np.ndarray, np.ndarray] | None = None
+
+    def encoded(self, model: scdd.SCDG) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of train and test; one autoencoder serves all objectives of a seed."""
+        if self._encoded is None or self._encoded[0] is not model.autoencoder:
+            self._encoded = (model.autoencoder, model.encode(self.train), model.encode(self.test))
+        return self._encoded[1:]
 
     def latent_measures(self, model: scdd.SCDG, made: np.ndarray, of: np.ndarray) -> dict[str, tuple]:
         """Sliced W2 and MMD² of codes against held-out encoded cells, mean over classes; train is the floor."""
         known = pd.Index(model.conditions.values[0])
-        held, train = model.encode(self.test), model.encode(self.train)
+        train, held = self.encoded(model)
         at = known.get_indexer(self.test.obs["cell_type"].astype(str))
         own = known.get_indexer(self.labels)
         unit, values = median_distance(train), []
@@ -122,19 +129,24 @@ class Task:
         }
 
 
-def generators(task: Task, seed: int, wanted: list[str], options: dict[str, Any]):
-    """Trained generators of one seed as (objective, model, seconds without the shared autoencoder)."""
+def generators(task: Task, seed: int, wanted: list[str], folder: Path | None, options: dict[str, Any]):
+    """Trained generators of one seed as (objective, model, seconds without the shared autoencoder).
+
+    With a ``folder`` of checkpoints an interrupted run goes on where it was; seconds are then of the rest.
+    """
     shared = {"label_key": "cell_type", "seed": seed, "device": "cpu", "autoencoder_head": "nb", **options}
     autoencoder, teacher, spent = None, None, 0.0
     for objective in wanted:
         model = scdd.SCDG(task.train, objective=objective, autoencoder=autoencoder, **shared)
+        place = folder / f"{task.name}-{seed}" / objective if folder else None
         if autoencoder is None:
-            autoencoder = model.autoencoder.fit(progress=False)
+            first = place.parent / "autoencoder.pt" if place else None
+            autoencoder = model.autoencoder.fit(checkpoint=first, progress=False)
         start = time.perf_counter()
         if objective == "distilled" and teacher is not None:
             _student_of(teacher, model)
         else:
-            model.fit(progress=False)
+            model.fit(checkpoint=place, progress=False)
         seconds = time.perf_counter() - start
         if objective == TEACHER:
             teacher, spent = model, seconds
@@ -218,7 +230,7 @@ def run(arguments: argparse.Namespace) -> None:
             if "distilled" in wanted and TEACHER not in wanted:
                 wanted.insert(0, TEACHER)
             task = Task(arguments.data, name)
-            for objective, model, seconds in generators(task, seed, wanted, options):
+            for objective, model, seconds in generators(task, seed, wanted, arguments.checkpoints, options):
                 if not table.has(name, seed, objective, 0, "training seconds"):
                     table.add((name, seed, objective, 0), {"training seconds": (seconds,)})
                 for steps in STEPS:
@@ -359,6 +371,7 @@ def main() -> None:
         "--fidelity", type=lambda s: [int(k) for k in s.split(",")], default=list(STEPS),
         help="the steps whose cells are judged by scdd.fidelity",
     )  # fmt: skip
+    runner.add_argument("--checkpoints", type=Path, help="folder to resume an interrupted training from")
     writer = verbs.add_parser("table", help="rewrite the table")
     for verb in (runner, writer):
         verb.add_argument("--rows", type=Path, default=ROWS, help="the CSV file")

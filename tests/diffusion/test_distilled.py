@@ -61,6 +61,7 @@ def test_guidance_moves_the_teacher_away_from_the_mean_of_all():
         for w in (0.0, 1.0)
     )
     # The score of a Gaussian is linear in its mean: 2 s(0.7) - s(0) is the score of mean 1.4.
+    torch.testing.assert_close(plain, exact(NOISE), atol=0.04, rtol=0)
     torch.testing.assert_close(guided, plain + MEAN, atol=0.02, rtol=0)
 
 
