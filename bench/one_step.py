@@ -133,6 +133,7 @@ def generators(task: Task, seed: int, wanted: list[str], folder: Path | None, op
     """Trained generators of one seed as (objective, model, seconds without the shared autoencoder).
 
     With a ``folder`` of checkpoints an interrupted run goes on where it was; seconds are then of the rest.
+    Seconds are of the processor: other work on the machine does not count.
     """
     shared = {"label_key": "cell_type", "seed": seed, "device": "cpu", "autoencoder_head": "nb", **options}
     autoencoder, teacher, spent = None, None, 0.0
@@ -142,12 +143,12 @@ def generators(task: Task, seed: int, wanted: list[str], folder: Path | None, op
         if autoencoder is None:
             first = place.parent / "autoencoder.pt" if place else None
             autoencoder = model.autoencoder.fit(checkpoint=first, progress=False)
-        start = time.perf_counter()
+        start = time.process_time()
         if objective == "distilled" and teacher is not None:
             _student_of(teacher, model)
         else:
             model.fit(checkpoint=place, progress=False)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         if objective == TEACHER:
             teacher, spent = model, seconds
         yield objective, model, seconds + (spent if objective == "distilled" else 0.0)
@@ -194,11 +195,11 @@ def measure(
         found["|ds/dz|, operator"] = (float(hold.operator.mean()),)
         table.add(where, found)
     if fidelity and not table.has(*where, "purity"):
-        start = time.perf_counter()
+        start = time.process_time()
         cells = model.generate(
             condition={"cell_type": task.labels}, steps=steps, seed=seed + 20, progress=False
         )
-        rate = len(task.labels) / (time.perf_counter() - start)
+        rate = len(task.labels) / (time.process_time() - start)
         settings = Settings(draws=1, permutations=0, families=FAMILIES, seed=seed)
         report = judge(
             cells, task.train, task.test, None, label_key="cell_type", settings=settings, progress=False
@@ -234,9 +235,9 @@ def run(arguments: argparse.Namespace) -> None:
                 if not table.has(name, seed, objective, 0, "training seconds"):
                     table.add((name, seed, objective, 0), {"training seconds": (seconds,)})
                 for steps in STEPS:
-                    start = time.perf_counter()
+                    start = time.process_time()
                     measure(task, model, table, (name, seed, objective, steps), steps in arguments.fidelity)
-                    spent = time.perf_counter() - start
+                    spent = time.process_time() - start
                     print(f"{name} seed {seed} {objective} steps {steps}: {spent:.0f} s", flush=True)
     write(arguments.rows)
 
@@ -346,7 +347,7 @@ def _fidelity(rows: pd.DataFrame) -> list[str]:
 PREFACE = """# One step or many
 
 Made by `python bench/one_step.py run --data FOLDER`; every number is in `one_step.csv`. Seeds: {seeds}; ± is the 95 %
-interval over them. One CPU core, shared with other work: seconds and cells/s are good for ratios alone.
+interval over them. Seconds and cells/s are of processor time, one thread.
 
 All objectives share autoencoder (negative-binomial head), network, batches and their number. Latent measures compare
 codes with those of held-out cells, class by class, mean over classes of 20 cells or more; *train cells* are encoded
