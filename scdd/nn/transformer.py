@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +148,11 @@ class DiffusionTransformerNet(nn.Module):
 
     def _gate(self, gate: Tensor) -> Tensor:
         return F.softplus(gate + _CLOSED) if self.shape.positive_gates else gate
+
+    def deviation(self) -> Tensor:
+        """Mean over blocks of how far the subspaces of a white box are from orthonormal."""
+        blocks: Any = self.blocks
+        return torch.stack([block.mixer.deviation() for block in blocks]).mean()
 
     def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, numbers: Tensor) -> Clean:  # noqa: D102
         h = self.tokens(x_t)
