@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scdd.cli import options as opt
+from scdd.cli import options as opt  # noqa: TC001  (typer reads the annotations)
 
 
 def register(app: typer.Typer) -> None:

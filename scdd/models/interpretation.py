@@ -80,11 +80,12 @@ class _Measure:
         for layer, block in enumerate(net.blocks):
             own = modulation[6 * layer : 6 * layer + 6]
             streams = seen[layer, "stream"], seen[layer, "mixed"], seen[layer + 1, "stream"]
+            gates = net._gate(own[2], "attention"), net._gate(own[5], "token_map")
             given = seen.get((layer, "sparse_input")), seen.get((layer, "sparse"))
             found.append(
                 self._rates(block.mixer, own, streams)
                 | _sparsity(block.token_map, *given)
-                | _gates(block.token_map, net._gate(own[2]), net._gate(own[5]))
+                | _gates(block.token_map, *gates)
             )
         return found
 

@@ -286,9 +286,9 @@ class WhiteBoxDiffusionTransformer(DiffusionTransformer):
     ----------
     variant
         What the blocks are, by one name of ``scdd.models.white_box_variants.VARIANTS``: default, published,
-        signed_gates, tied, residual_free, derived, alpha, token_statistics, tost. Left out, the preset
-        decides. It sets ``mixer``, ``token_map``, ``tied``, ``residual``, ``learned_threshold`` and
-        ``positive_gates``, each of which may still be given beside it.
+        signed_gates, positive_gates, tied, residual_free, derived, alpha, token_statistics, tost. Left out,
+        the preset decides. It sets ``mixer``, ``token_map``, ``tied``, ``residual``, ``learned_threshold``
+        and ``positive_gates``, each of which may still be given beside it.
     """
 
     kind: ClassVar[str] = "white_box"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from scdd.errors import InputError
 
@@ -24,7 +24,7 @@ class WhiteBoxVariant:
     tied: bool = False
     residual: bool = True
     learned_threshold: bool = True
-    positive_gates: bool = True
+    positive_gates: bool | Literal["attention"] = "attention"
 
     @property
     def switches(self) -> dict[str, Any]:
@@ -33,12 +33,13 @@ class WhiteBoxVariant:
 
 
 VARIANTS: Mapping[str, WhiteBoxVariant] = MappingProxyType({
-    "default": WhiteBoxVariant(meaning="published, with positive gates and a learned threshold"),
+    "default": WhiteBoxVariant(meaning="published, but attention's gate positive and thresholds learned"),
     "published": WhiteBoxVariant(
         meaning="White-Box DiT's code: free output map, gates of any sign, threshold 0.1",
         learned_threshold=False, positive_gates=False,
     ),
     "signed_gates": WhiteBoxVariant(meaning="default, gates of any sign", positive_gates=False),
+    "positive_gates": WhiteBoxVariant(meaning="default, both gates positive", positive_gates=True),
     "tied": WhiteBoxVariant(meaning="default, recombined by beta U, beta > 0", tied=True),
     "residual_free": WhiteBoxVariant(
         meaning="default, the sparse code replaces the stream, as in CRATE", residual=False

@@ -214,6 +214,8 @@ def test_every_variant_trains_is_saved_and_looked_into(cells, tmp_path, variant)
     shape, columns = model.config.shape, set(found.table)
     assert ("zeros" in columns) == (shape.token_map != "mlp")
     assert ("gate_sparse" in columns) == shape.residual
+    if shape.positive_gates is True and shape.residual:
+        assert not found.table["gate_sparse_negative"].any()
     if shape.positive_gates:
         assert not found.table["gate_mixer_negative"].any()
         assert (found.table["gate_mixer"] > 0).all()
