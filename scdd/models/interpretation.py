@@ -43,16 +43,17 @@ def interpret(
     noise = torch.randn(cells.x0.shape, generator=generator)
     measure = _Measure(model, epsilon, normalise=tokens == "normalised")
     block = max(1, _MOST // (model.net.tokens.tokens * model.config.shape.width))
+    weights = [measure.weights(layer) for layer in range(len(model.net.blocks))]
     rows = []
     for step in times:
         parts = [
             measure.layers(_rows(cells, slice(start, start + block)), noise[start : start + block], step)
             for start in range(0, len(noise), block)
         ]
-        for layer in range(len(model.net.blocks)):
+        for layer, fixed in enumerate(weights):
             each = {name: torch.cat([part[layer][name] for part in parts]) for name in parts[0][layer]}
             time = step / model.schedule.steps
-            rows.append({"layer": layer, "time": time, **_over_cells(each), **measure.weights(layer)})
+            rows.append({"layer": layer, "time": time, **_over_cells(each), **fixed})
     table = pd.DataFrame(rows).assign(epsilon=epsilon, tokens=tokens)
     return Interpretation(table)
 

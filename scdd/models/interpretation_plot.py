@@ -71,10 +71,10 @@ def heat_axes(axes: Axes, table: pd.DataFrame, title: str, *, both_signs: bool) 
         for (row, column), value in np.ndenumerate(values):
             dark = (abs(value) if both_signs else value) > 0.6 * colours["vmax"]
             axes.text(
-                column, row, f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}",
+                column, row, f"{value:+.1f}" if both_signs else f"{value:.1f}",
                 ha="center", va="center", fontsize=7, color="white" if dark else "black",
             )  # fmt: skip
-    axes.set_xticks(range(grid.shape[1]), [f"{time:.2f}".rstrip("0").rstrip(".") for time in grid.columns])
+    axes.set_xticks(range(grid.shape[1]), [f"{time:.3g}" for time in grid.columns])
     axes.tick_params(axis="x", labelsize=7, rotation=45 if grid.shape[1] > 10 else 0)
     axes.set_yticks(range(len(grid)), [str(layer) for layer in grid.index])
     axes.set(xlabel="diffusion time (0 data, 1 noise)", ylabel="layer", title=title)
@@ -106,7 +106,7 @@ def gate_axes(axes: Axes, table: pd.DataFrame) -> None:
                 axes.plot(own["time"], own[f"gate_{name}"], style, color=colour, label=label, linewidth=1.4)
     axes.axhline(0, color="#999999", linewidth=0.8)
     axes.set(xlabel="diffusion time", title="mean gates: attention (line), token map (dashed)")
-    axes.legend(frameon=False, fontsize=8, ncols=2 if len(layers) > 4 else 1)
+    axes.legend(fontsize=8, ncols=2 if len(layers) > 4 else 1, edgecolor="none", framealpha=0.85)
 
 
 def write(figure: Figure, path: Path) -> None:
