@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -238,6 +239,13 @@ def test_a_variant_stands_for_its_switches_and_gives_way_to_them(cells):
     )
     assert WhiteBoxDiffusionTransformer(cells, preset="published", library=False).variant == "published"
     assert WhiteBoxDiffusionTransformer(cells).variant == "default"
+
+
+def test_the_documentation_tells_the_variants_as_they_are():
+    text = (Path(__file__).parents[2] / "docs" / "white_box.md").read_text()
+    for name, variant in VARIANTS.items():
+        told = [{True: "yes", False: "no"}.get(value, str(value)) for value in variant.switches.values()]
+        assert f"| `{name}` | {' | '.join(told)} |" in text
 
 
 def test_orthonormality_can_be_priced(cells):
