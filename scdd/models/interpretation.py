@@ -59,7 +59,8 @@ def interpret(
 
 
 def _rows(cells: CellsToLearn, part: slice) -> CellsToLearn:
-    return type(cells)(*(field[part] for field in cells))
+    parts: Any = (None if field is None else field[part] for field in cells)
+    return type(cells)(*parts)
 
 
 class _Measure:
