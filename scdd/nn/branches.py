@@ -136,12 +136,16 @@ class SparseCoding(nn.Module):
         self.dictionary = nn.Parameter(torch.empty(width, width))
         nn.init.kaiming_uniform_(self.dictionary)
         self.level = _level(threshold, width if learned else None)
+        # set in the copy that `prepared_for_sampling` makes, where weights stand still
+        self.operator: Tensor | None = None
 
     def forward(self, y: Tensor, residual: Tensor, gate: Tensor, observe: Observe | None = None) -> Tensor:  # noqa: D102
+        ready = self.operator
         step = partial(
             ista_step,
             y,
-            self.dictionary.to(y.dtype),
+            self.dictionary.to(y.dtype) if ready is None else None,
+            operator=None if ready is None else ready.to(y.dtype),
             step_size=self.step_size,
             threshold=F.softplus(self.level),
         )
