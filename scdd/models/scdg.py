@@ -316,10 +316,10 @@ class SCDG(Model):
         totals = self.priors.sample_totals(label, generator)
         features, head = self.net.autoencoder.features(clean), self.net.autoencoder.head
         if isinstance(head, NegativeBinomialHead):
-            x = head.draw_counts(features, totals, generator)
-        else:
-            x = head.draw(features, totals, generator)
-        return sparse.csr_matrix(x.numpy()), totals
+            drawn = head.draw_sparse(features, totals, generator)
+            shape = (len(fields), len(head.theta))
+            return sparse.csr_matrix(tuple(part.numpy() for part in drawn), shape=shape), totals
+        return sparse.csr_matrix(head.draw(features, totals, generator).numpy()), totals
 
     def _as_anndata(
         self, blocks: list[Any], fields: np.ndarray, totals: np.ndarray, run: dict[str, Any]
