@@ -99,7 +99,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--fresh", action="store_true", help="train again, whatever the cache holds")
     one.add_argument("--again", action="store_true", help="judge again what the file already holds")
     one.add_argument("--draws", type=int, default=1, help="draws of scdd.fidelity in a run")
-    one.add_argument("--max-cells", type=int, default=2_000)
+    one.add_argument("--max-cells", type=int, default=1_000)
     one.add_argument("--metrics", default="", help="families of scdd.fidelity; all by default")
     verbs.add_parser("table", help="write generators.md and its figure")
     return found

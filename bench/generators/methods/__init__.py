@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from generators.methods import ours, sanity, scvi
+from generators.methods import ours, peers, sanity
 from generators.methods.made import Made
 from generators.methods.nb_copula import nb_copula
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 METHODS: dict[str, Callable[..., Made]] = {
     **sanity.METHODS,
     "nb_copula": nb_copula,
-    **scvi.METHODS,
+    **peers.METHODS,
     **ours.METHODS,
 }
 OURS = tuple(name for name in ours.METHODS if not name.endswith("published"))
