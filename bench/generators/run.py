@@ -60,7 +60,9 @@ def headline(table: Any) -> str:
     overall = table[table["group"] == "all"].drop_duplicates(["metric", "space"])
     found = [
         f"{metric} {space} {value:.3f} ({floor:.3f})"
-        for metric, space, value, floor in overall[["metric", "space", "value", "floor"]].itertuples(index=False)
+        for metric, space, value, floor in overall[["metric", "space", "value", "floor"]].itertuples(
+            index=False
+        )
         if metric in ("AUC, random forest", "macro-F1 trained on it, logistic regression", "purity")
     ]
     return ", ".join(found)
@@ -87,7 +89,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = found.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("run", help="train, generate, judge")
-    one.add_argument("--data", type=Path, default=os.environ.get("SCDD_DATA"), help="folder of the .h5ad files")
+    one.add_argument(
+        "--data", type=Path, default=os.environ.get("SCDD_DATA"), help="folder of the .h5ad files"
+    )
     one.add_argument("--tasks", default=",".join(RECIPES))
     one.add_argument("--methods", required=True, help=f"some of {','.join(METHODS)}")
     one.add_argument("--seeds", type=int, default=3, help="how many")

@@ -49,7 +49,9 @@ def _code(method: str) -> str:
     peer = next((name for name in of if method.startswith(name)), "")
     files = [_HERE / "methods" / name for name in of.get(peer, ["sanity.py"])]
     if method in OURS or method.endswith("published"):
-        files = [f for part in ("models", "nn", "diffusion", "train", "data") for f in (ours / part).rglob("*.py")]
+        files = [
+            f for part in ("models", "nn", "diffusion", "train", "data") for f in (ours / part).rglob("*.py")
+        ]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.read_bytes())

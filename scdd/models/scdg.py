@@ -158,7 +158,9 @@ class SCDG(Model):
             )  # fmt: skip
         self.net.requires_grad_(False)
         self.autoencoder.net = self.net.autoencoder
-        self.priors = ClassPriors.fit(codes, totals, fields[:, 0], self.conditions.sizes[0])
+        stream = torch.Generator().manual_seed(c.seed)
+        drawn = self.autoencoder.net.posterior_draw(codes, stream)
+        self.priors = ClassPriors.fit(drawn, totals, fields[:, 0], self.conditions.sizes[0])
         self.trained_on = self.atlas.fingerprint()
         self.fitted = True
         return self

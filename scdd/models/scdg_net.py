@@ -130,6 +130,7 @@ class SCDGNet(nn.Module):
 
     def loss(self, batch: LatentBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """The terms of the objective for one batch."""
+        batch = batch._replace(z0=self.autoencoder.posterior_draw(batch.z0, generator))
         z0 = batch.z0
         codes = drop_conditions(batch.codes, self.condition_dropout, generator)
         eps = torch.randn(z0.shape, generator=generator).to(z0)

@@ -158,9 +158,9 @@ def sample(model: ClassModel, n: int, rng: np.random.Generator) -> np.ndarray:
     own = model.log_library
     spread = own.std() * len(own) ** -0.2 if len(own) > 1 else 0.0
     # smoothed, so that no library size is that of a train cell; the spread of all is kept
-    library = own.mean() + (rng.choice(own, n) - own.mean() + 0.5 * spread * rng.standard_normal(n)) / np.sqrt(
-        1 + 0.25 * len(own) ** -0.4
-    )
+    library = own.mean() + (
+        rng.choice(own, n) - own.mean() + 0.5 * spread * rng.standard_normal(n)
+    ) / np.sqrt(1 + 0.25 * len(own) ** -0.4)
     alone = np.sqrt(1 - np.square(model.loadings).sum(axis=1))
     z = rng.standard_normal((n, model.loadings.shape[1])) @ model.loadings.T
     z += alone * rng.standard_normal((n, len(alone)))
