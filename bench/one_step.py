@@ -322,11 +322,11 @@ def _latent(rows: pd.DataFrame) -> list[str]:
     ]
     for objective in dict.fromkeys(rows["objective"]):
         own = rows[rows["objective"] == objective]
-        seconds = own.loc[own["metric"] == "training seconds", "value"].mean()
+        seconds = _shown(own[own["metric"] == "training seconds"])
         for steps in STEPS:
             here = own[own["steps"] == steps]
             cells = [_shown(here[here["metric"] == metric]) for metric in columns.values()]
-            lines.append(f"| {objective} ({seconds:.0f}) | {steps} | {' | '.join(cells)} |")
+            lines.append(f"| {objective} ({seconds}) | {steps} | {' | '.join(cells)} |")
     return lines
 
 
