@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """See :class:`scdd.nn.autoencoder.AutoencoderNet` for the symbols."""
+    """See :class:`scdd.nn.autoencoder.AutoencoderNet` for the symbols.
+
+    ``validation`` is the share of the training cells held out to judge by (0: none, as distillation has it),
+    every ``validate_every`` steps; ``patience`` evaluations without a gain of ``min_delta`` end training.
+    """
 
     latent: int = 32
     hidden: tuple[int, ...] = (256, 256)
@@ -29,6 +33,11 @@ class AutoencoderConfig:
     device: str = "auto"
     precision: str = "32-true"
     seed: int = 0
+    validation: float | None = 0.0
+    validate_every: int = 100
+    patience: int = 10
+    min_delta: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
@@ -46,6 +55,7 @@ OBJECTIVES = ("code_then_noise", "mean_flow", "consistency", "distilled")
 class SCDGConfig:
     """Settings of the single-step generator; ``t_star`` and ``T`` as in ``docs/scdd.md``.
 
+    ``validation`` and the settings after it: as in :class:`AutoencoderConfig`, for each stage.
     ``consistency_grid`` is how many noise levels ``objective="consistency"`` ends with. The student of
     ``"distilled"`` is trained in ``student_steps`` batches on ``student_pairs`` pairs, each of which costs
     its teacher ``teacher_steps`` calls; ``guidance`` is baked into it.
@@ -76,6 +86,11 @@ class SCDGConfig:
     device: str = "auto"
     precision: str = "32-true"
     seed: int = 0
+    validation: float | None = 0.0
+    validate_every: int = 100
+    patience: int = 10
+    min_delta: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.autoencoder, dict):
@@ -137,15 +152,18 @@ PRESETS: dict[str, SCDGConfig] = {
 }
 
 
+_SHARED = ("seed", "device", "precision", "validation", "patience", "compile")
+
+
 def resolve_config(preset: str, changes: dict[str, Any]) -> SCDGConfig:
     """A preset with single settings changed; names of the autoencoder's settings carry ``autoencoder_``.
 
-    ``seed``, ``device`` and ``precision`` apply to both stages.
+    ``seed``, ``device``, ``precision``, ``validation``, ``patience`` and ``compile`` apply to both stages.
     """
     if preset not in PRESETS:
         raise InputError(f"preset={preset!r}; choose one of {', '.join(PRESETS)}")
     config, own = PRESETS[preset], {f.name for f in fields(SCDGConfig)}
-    shared = {k: v for k, v in changes.items() if k in ("seed", "device", "precision")}
+    shared = {k: v for k, v in changes.items() if k in _SHARED}
     outer = {k: v for k, v in changes.items() if not k.startswith("autoencoder_")}
     inner = {k.removeprefix("autoencoder_"): v for k, v in changes.items() if k.startswith("autoencoder_")}
     unknown = [k for k in outer if k not in own]
