@@ -301,7 +301,7 @@ def _bar(rows: pd.DataFrame) -> list[str]:
 def _shown(part: pd.DataFrame, column: str = "value") -> str:
     if not len(part):
         return "–"
-    found = interval(part[column])
+    found = interval(part.groupby("seed")[column].mean())
     half = "" if np.isnan(found.low) else f" ± {found.mean - found.low:.2g}"
     return f"{found.mean:.3g}{half}"
 
@@ -347,7 +347,7 @@ def _fidelity(rows: pd.DataFrame) -> list[str]:
 PREFACE = """# One step or many
 
 Made by `python bench/one_step.py run --data FOLDER`; every number is in `one_step.csv`. Seeds: {seeds}; ± is the 95 %
-interval over them. Seconds and cells/s are of processor time, one thread.
+interval over them. Seconds and cells/s are of processor time, one thread; –: not measured.
 
 All objectives share autoencoder (negative-binomial head), network, batches and their number. Latent measures compare
 codes with those of held-out cells, class by class, mean over classes of 20 cells or more; *train cells* are encoded
