@@ -154,7 +154,8 @@ class SCDG(Model):
         if c.objective == "distilled":
             self.net, self.history["student"] = train_student(
                 self.net, fields, c,
-                checkpoint=places["student"], identity=self._identity(), progress=progress,
+                checkpoint=places["student"], identity=self._identity(),
+                log=None if log is None else Path(log), progress=progress,
             )  # fmt: skip
         self.net.requires_grad_(False)
         self.autoencoder.net = self.net.autoencoder
