@@ -40,8 +40,8 @@ def test_a_transformer_from_a_file(h5ad, tmp_path):
     result = train(
         "whitebox", h5ad, "-l", "cell_type", "-c", "donor", *TINY, "--validation", 0.2,
         "--validate-every", 10, "--variant", "token-statistics", "--set", "tied=true",
-        "--set", "zeros=plain", "--genes", 40, "--precision", "bf16-mixed", "--log", tmp_path / "logs", "--checkpoints", tmp_path / "run",
-        "-o", tmp_path / "m",
+        "--set", "zeros=plain", "--genes", 40, "--precision", "bf16-mixed",
+        "--log", tmp_path / "logs", "--checkpoints", tmp_path / "run", "-o", tmp_path / "m",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "validation loss" in result.stdout
