@@ -1,4 +1,4 @@
-"""The verbs: distill, train, generate, evaluate, fidelity, simulate, pack, info."""
+"""The verbs: distill, train, generate, evaluate, fidelity, interpret, simulate, pack, info."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scdd.cli import fidelity as fidelity_verb
+from scdd.cli import interpret as interpret_verb
 from scdd.cli import options as opt
 from scdd.cli import pack as pack_verb
 from scdd.cli import train as train_verb
@@ -304,6 +305,7 @@ def simulate(
 
 
 fidelity_verb.register(app)
+interpret_verb.register(app)
 pack_verb.register(app)
 
 

@@ -20,6 +20,7 @@ from scdd.models.conditions import Conditions
 from scdd.models.config import SCDGConfig, resolve_config
 from scdd.models.priors import ClassPriors
 from scdd.models.scdg_net import Conditioned, LatentBatch, QualityWeights, SCDGNet
+from scdd.models.student import train_student
 from scdd.models.validation import Parts, hold_out
 from scdd.nn.heads import NegativeBinomialHead
 from scdd.train.checkpoint import identifying
@@ -54,8 +55,9 @@ class SCDG(Model):
     Notes
     -----
     Two readings of "single step" are built in. ``objective="code_then_noise"`` (default): a code lies in
-    clean latent space, is noised to ``t_star`` and denoised in one call. ``objective="mean_flow"``: the
-    code is the initial noise, and the network is trained as a one-step flow map. A plain denoiser read at
+    clean latent space, is noised to ``t_star`` and denoised in one call. The others: the code is the initial
+    noise, and the network is trained as a one-step map, by ``"mean_flow"``, by ``"consistency"``, or as a
+    student ``"distilled"`` from the denoiser (which ``steps > 1`` then samples). A plain denoiser read at
     t = T would return the class mean whatever the code.
 
     Reconstructed from the abstract of scDD (arXiv 2503.04357) and its building blocks.
@@ -106,12 +108,14 @@ class SCDG(Model):
             parameterisation=c.parameterisation,
             condition_dropout=c.condition_dropout,
             quality=QualityWeights(c.weight_latent, c.weight_expression, c.weight_classifier),
+            steps=c.steps,
+            grid=c.consistency_grid,
         )
 
     def fit(
         self, *, checkpoint: str | Path | None = None, log: str | Path | None = None, progress: bool = True
     ) -> Self:
-        """Train autoencoder, judge and denoiser in turn; keep the denoiser's moving average.
+        """Train autoencoder, judge, denoiser and (``distilled``) student in turn; keep moving averages.
 
         With ``checkpoint`` (a folder) an interrupted run continues where it was, to the same numbers. ``log``
         is a folder, for a CSV file of each stage and TensorBoard's events.
@@ -147,6 +151,11 @@ class SCDG(Model):
         )
         self.net.classifier.requires_grad_(False)
         self._stage("generator", "loss", encoded, c.steps, c.quality_batch, c.ema, **options)
+        if c.objective == "distilled":
+            self.net, self.history["student"] = train_student(
+                self.net, fields, c,
+                checkpoint=places["student"], identity=self._identity(), progress=progress,
+            )  # fmt: skip
         self.net.requires_grad_(False)
         self.autoencoder.net = self.net.autoencoder
         self.priors = ClassPriors.fit(codes, totals, fields[:, 0], self.conditions.sizes[0])
@@ -225,7 +234,13 @@ class SCDG(Model):
 
     def latent(self, code: Tensor, eps: Tensor, fields: Tensor, *, guidance: float | None = None) -> Tensor:
         """The clean latent [n, d] of codes [n, d], differentiable in them."""
-        w = self.config.guidance if guidance is None else guidance
+        c = self.config
+        w = c.guidance if guidance is None else guidance
+        if c.objective == "distilled" and w != c.guidance:
+            raise InputError(
+                f"guidance={w}: the student was distilled with guidance={c.guidance}, which one step cannot "
+                "leave; take more steps, or train with the guidance that is wanted"
+            )
         return self.net.one_step(code, eps, fields, t_star=self.config.t_star, guidance=w)
 
     def _typical_totals(self, fields: Tensor) -> Tensor:
@@ -251,7 +266,7 @@ class SCDG(Model):
         condition
             ``obs`` column -> one value or n values; columns left out follow the training composition.
         steps
-            1: one network call from a draw of the class prior (from noise, for ``mean_flow``);
+            1: one network call from a draw of the class prior (``code_then_noise``) or from noise;
             K > 1: K calls from pure noise.
         guidance
             Classifier-free guidance w in ``(1 + w) f(c) - w f(null)``.
@@ -294,18 +309,17 @@ class SCDG(Model):
         label, shape = fields[:, 0], (len(fields), self.autoencoder.config.latent)
         eps = torch.randn(shape, generator=generator)
         if steps > 1:
-            clean = self.net.many_steps(eps, fields, steps=steps, guidance=w)
+            clean = self.net.many_steps(eps, fields, steps=steps, guidance=w, generator=generator)
         else:
-            from_noise = self.config.objective == "mean_flow"
-            code = eps if from_noise else self.priors.sample(label, generator)
+            code = eps if self.config.code_is_noise else self.priors.sample(label, generator)
             clean = self.latent(code, eps, fields, guidance=w)
         totals = self.priors.sample_totals(label, generator)
         features, head = self.net.autoencoder.features(clean), self.net.autoencoder.head
         if isinstance(head, NegativeBinomialHead):
-            x = head.draw_counts(features, totals, generator)
-        else:
-            x = head.draw(features, totals, generator)
-        return sparse.csr_matrix(x.numpy()), totals
+            drawn = head.draw_sparse(features, totals, generator)
+            shape = (len(fields), len(head.theta))
+            return sparse.csr_matrix(tuple(part.numpy() for part in drawn), shape=shape), totals
+        return sparse.csr_matrix(head.draw(features, totals, generator).numpy()), totals
 
     def _as_anndata(
         self, blocks: list[Any], fields: np.ndarray, totals: np.ndarray, run: dict[str, Any]
@@ -366,7 +380,7 @@ class SCDG(Model):
         return model
 
 
-_STAGES = ("autoencoder", "classifier", "generator")
+_STAGES = ("autoencoder", "classifier", "generator", "student")
 
 
 def _count(n: int | None, condition: Mapping[str, Any]) -> int:

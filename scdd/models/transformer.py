@@ -20,12 +20,13 @@ from scdd.models.base import Model
 from scdd.models.cell_code import CellCode, to_counts
 from scdd.models.conditions import Conditions
 from scdd.models.gene_order import correlation_order
-from scdd.models.interpretation import Interpretation, interpret
+from scdd.models.interpretation import TokenForm, interpret
 from scdd.models.library_sizes import LibrarySizes
 from scdd.models.transformer_config import TransformerConfig, resolve
 from scdd.models.transformer_net import CellsToLearn, TransformerDiffusion
 from scdd.models.validation import HeldOutCells, hold_out
 from scdd.train.checkpoint import identifying
+from scdd.models.white_box_variants import variant_of, variant_switches
 from scdd.train.loop import TrainConfig, train
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scdd.data.loading.batch import CellBatch
+    from scdd.models.interpretation_result import Interpretation
 
 _BLOCK = 512
 
@@ -303,14 +305,43 @@ class DiffusionTransformer(Model):
 class WhiteBoxDiffusionTransformer(DiffusionTransformer):
     """The same on CRATE blocks, which compress tokens into subspaces and sparsify them (WBDiT, 2025).
 
-    See :class:`DiffusionTransformer`; ``mixer``, ``token_map``, ``tied``, ``residual``, ``learned_threshold``
-    and ``positive_gates`` choose how near the blocks are to their derivation.
+    See :class:`DiffusionTransformer` for the rest.
+
+    Parameters
+    ----------
+    variant
+        What the blocks are, by one name of ``scdd.models.white_box_variants.VARIANTS``: default, published,
+        signed_gates, positive_gates, tied, residual_free, derived, alpha, token_statistics, tost. Left out,
+        the preset decides. It sets ``mixer``, ``token_map``, ``tied``, ``residual``, ``learned_threshold``
+        and ``positive_gates``, each of which may still be given beside it.
     """
 
     kind: ClassVar[str] = "white_box"
 
+    def __init__(self, atlas: Any = None, *, variant: str | None = None, **settings: Any):
+        if variant is not None:
+            if settings.get("config") is not None:
+                raise InputError(f"variant={variant!r} is ignored beside config=; change its shape itself")
+            settings = variant_switches(variant) | settings
+        super().__init__(atlas, **settings)
+
+    @property
+    def variant(self) -> str:
+        """The name of what the blocks are, or ``"custom"``."""
+        return variant_of(self.config.shape)
+
+    def _config(self) -> dict[str, Any]:
+        return super()._config() | {"variant": self.variant}
+
     def interpret(
-        self, cells: Any, *, n_times: int = 8, max_cells: int = 256, seed: int = 0
+        self,
+        cells: Any,
+        *,
+        n_times: int = 8,
+        max_cells: int = 256,
+        epsilon: float = 0.1,
+        tokens: TokenForm = "normalised",
+        seed: int = 0,
     ) -> Interpretation:
         """Coding rate before and after each layer, sparsity, gates and orthogonality, over diffusion time.
 
@@ -318,18 +349,29 @@ class WhiteBoxDiffusionTransformer(DiffusionTransformer):
         ----------
         cells
             Labelled cells (AnnData, path or Atlas) with the conditions of the model; up to ``max_cells`` are
-            drawn.
+            drawn. Genes are found by name.
         n_times
             Diffusion times, evenly spaced.
+        epsilon
+            The paper's precision, which enters squared. CRATE's code writes 0.01 where the paper has
+            ``epsilon^2``: that is 0.1 here.
+        tokens
+            ``"normalised"``, as CRATE's code measures: behind the norm and the modulation that the layer's
+            attention looks through, each token scaled to length one in each head. Blind to a shrinking of
+            all tokens alike. ``"raw"``: the paper's formula on the stream as it is, which sees it.
         """
         self._require_fit()
+        for name, value in (("n_times", n_times), ("max_cells", max_cells)):
+            if value < 1:
+                raise InputError(f"{name}={value}; it must be at least 1")
         if not hasattr(self.net.net.blocks[0].mixer, "project"):
             raise InputError(f"mixer={self.config.shape.mixer!r} has no subspaces; interpret a white box")
         atlas = Atlas.of(cells, expression=self.preprocessor.expression)
         rows = np.sort(np.random.default_rng(seed).permutation(atlas.n_obs)[:max_cells])
         steps = self.net.schedule.steps
         times = np.unique(np.linspace(steps / n_times, steps, n_times).round().astype(int)).tolist()
-        return interpret(self.net, self._known_cells(atlas, rows), times, seed=seed)
+        known = self._known_cells(atlas, rows)
+        return interpret(self.net, known, times, seed=seed, epsilon=epsilon, tokens=tokens)
 
     def _known_cells(self, atlas: Atlas, rows: np.ndarray) -> CellsToLearn:
         v = torch.from_numpy(self.preprocessor.transform(atlas, rows))[:, self.order]
