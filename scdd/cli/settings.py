@@ -27,7 +27,7 @@ def _hint(config: type, written: Any) -> Any:
     if not isinstance(written, str):
         return written
     try:
-        return eval(written, vars(sys.modules[config.__module__]))  # noqa: PLW0123 - our own source
+        return eval(written, vars(sys.modules[config.__module__]))  # our own source
     except NameError:
         return str
 
