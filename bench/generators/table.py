@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from generators import bars, rows
 from generators.bars import BARS, FURTHER, Level
@@ -14,6 +13,8 @@ from generators.methods import OURS
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    import pandas as pd
 
 PEER = "scvi"
 PREFACE = """# Generators on four data sets
@@ -155,7 +156,7 @@ def _methods(frame: pd.DataFrame) -> list[str]:
 
 
 def _base(name: str) -> str:
-    return name.split(" (")[0]
+    return name.split(" (", maxsplit=1)[0]
 
 
 def _shown(name: str) -> str:
