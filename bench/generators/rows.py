@@ -27,7 +27,7 @@ SCORE = [
     "verdict",
     "cells",
 ]
-COLUMNS = [*RUN, *SCORE, "train_seconds", "generate_seconds", "settings", "note"]
+COLUMNS = [*RUN, *SCORE, "cells_made", "train_seconds", "generate_seconds", "settings", "note"]
 # Every class has rows of these; of other metrics only the mean over classes is kept.
 BY_CLASS = (
     "purity",

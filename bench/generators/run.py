@@ -39,7 +39,7 @@ def run_one(task: Task, name: str, seed: int, options: argparse.Namespace) -> No
     table = judge(task, made.cells, seed, options)
     rows.append(
         options.out, table, task=task.name, method=_shown(name, options.tag), seed=seed,
-        train_seconds=made.train_seconds, generate_seconds=made.generate_seconds,
+        cells_made=made.cells.n_obs, train_seconds=made.train_seconds, generate_seconds=made.generate_seconds,
         settings=options.set if settings else "", note=made.note,
     )  # fmt: skip
     spent = f"train {made.train_seconds:.0f} s, generate {made.generate_seconds:.0f} s, judge {time.perf_counter() - start:.0f} s"

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata
-import numpy as np
 
 from generators.methods.made import LABEL, Made, as_cells
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from generators.tasks import Task
 
 _WORKER = Path(__file__).with_name("scvi_worker.py")
