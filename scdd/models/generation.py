@@ -7,7 +7,7 @@ import logging
 import math
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from scdd.models.conditions import Conditions
 
-log = logging.getLogger("scdd")
+log = logging.getLogger("scdd.generate")
 
 _MOST_GUIDANCE = 100.0
 SAMPLERS = ("dpm++", "ddim", "ddpm", "flow")
@@ -54,7 +54,9 @@ class CellGenerator(Model):
         """``"counts"`` or ``"log1p"``."""
 
     @abstractmethod
-    def _draw_block(self, fields: Tensor, totals: Tensor, generator: torch.Generator, **how: Any) -> Tensor:
+    def _draw_block(
+        self, fields: Tensor, totals: Tensor, generator: torch.Generator, **how: Any
+    ) -> Tensor | sparse.csr_matrix:
         """Counts or log1p CP10k [b, G] of condition codes [b, F] and total counts [b]."""
 
     @abstractmethod
@@ -67,10 +69,6 @@ class CellGenerator(Model):
     ) -> dict[str, Any]:
         """Options of ``_draw_block``, checked, with the defaults of the model in place of None."""
 
-    @overload
-    def generate(self, n: int | None = ..., *, out: None = ..., **options: Any) -> anndata.AnnData: ...
-    @overload
-    def generate(self, n: int | None = ..., *, out: str | Path, **options: Any) -> Path: ...
     def generate(
         self,
         n: int | None = None,
@@ -86,7 +84,7 @@ class CellGenerator(Model):
         seed: int = 0,
         batch_size: int | None = None,
         progress: bool = True,
-    ) -> anndata.AnnData | Path:
+    ) -> Any:
         """New cells: counts in X, or log1p CP10k where the model knows no library sizes.
 
         Columns of conditions that are left open follow the training composition, as they go with those that
@@ -131,7 +129,7 @@ class CellGenerator(Model):
         size = self._block if batch_size is None else whole_number(batch_size, named="batch_size")
         request = self._request(n, dict(condition or {}), table, like, seed)
         notes = [*request.notes, *notes_of(self.conditions, request)]
-        for note in notes:
+        for note in [f"{request.n:,} cells", *notes]:
             log.info("%s", note)
         uns = self._uns(request, notes, {**how, "seed": seed, "batch_size": size})
         with progress_bar("generating", request.n, enabled=progress) as advance:
@@ -170,7 +168,7 @@ class CellGenerator(Model):
             if self._makes == "counts":
                 # of all genes, those that are not modelled among them
                 obs[SIZES] = sizes.cpu().numpy()
-            yield sparse.csr_matrix(x.cpu().numpy()), obs
+            yield x if sparse.issparse(x) else sparse.csr_matrix(x.cpu().numpy()), obs
             advance(len(codes))
 
     def _in_memory(

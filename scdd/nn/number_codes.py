@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     Codes = TypeVar("Codes", np.ndarray, Tensor)
 
-# Codes for one standard deviation: far finer than what a network can tell apart.
-STEPS = 1 << 20
-_MIDDLE = 1 << 40
+# Codes for one standard deviation: finer than what a network can tell apart. All codes are below 2^23, so
+# that even float32 holds them exactly.
+STEPS = 1 << 16
+_MIDDLE = 1 << 22
 # What lies farther out than this many standard deviations is read as this far.
-_FARTHEST = 1 << 19
+_FARTHEST = 63.0
 
 
 def codes_of_numbers(numbers: np.ndarray) -> np.ndarray:
