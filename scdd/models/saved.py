@@ -7,7 +7,10 @@ import json
 from pathlib import Path
 
 from scdd.errors import DataFileError, InputError
-from scdd.models.base import Model
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from scdd.models.base import Model
 
 # Class -> module, imported when it is needed.
 _CLASSES = {
