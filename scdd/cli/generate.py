@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scdd.cli import options as opt
+from scdd.cli import options as opt  # noqa: TC001 - typer reads the annotations
 from scdd.errors import InputError
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scdd.errors import DataFileError, InputError
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from scdd.models.base import Model
