@@ -173,3 +173,24 @@ def loss(model: Transformer, x0: Tensor, signal: Tensor, noise: Tensor, t: Tenso
     predicted = model(signal[:, None] * x0 + noise[:, None] * eps, t)
     wide = torch.promote_types(predicted.dtype, torch.float32)
     return F.mse_loss(predicted.to(wide), eps.to(wide))
+
+
+def alpha_bar() -> Tensor:
+    """What is left of the signal at t = 0 to 999, by the linear schedule."""
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0).float()
+
+
+@torch.no_grad()
+def sample(model: Transformer, noise: Tensor, generator: torch.Generator, *, calls: int = 100) -> Tensor:
+    """Cells [B, G] by the published accelerated sampler: every tenth time, eta = 1, from t = 990 down to 1."""
+    every = 1000 // calls
+    times = [*range(1000 - every, 0, -every), 1, 0]
+    table, x = alpha_bar(), noise
+    for now, after in zip(times[:-1], times[1:], strict=True):
+        signal, later = table[now], table[after]
+        eps = model(x, torch.full((len(x),), float(now)))
+        x0 = (x - (1 - signal).sqrt() * eps) / signal.sqrt()
+        sigma = ((1 - later) / (1 - signal)).sqrt() * (1 - signal / later).sqrt()
+        fresh = torch.randn(x.shape, generator=generator)
+        x = later.sqrt() * x0 + (1 - later - sigma.square()).clamp_min(0).sqrt() * eps + sigma * fresh
+    return x

@@ -32,6 +32,12 @@ def gated_residual_modulate(
 
 def modulate_forward(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """`y`, and the `mean` and `rstd` that the gradient needs."""
+    if len(scale) and not scale.stride(0) and not shift.stride(0):
+        # one row for all, as a sampler has: PyTorch's layer norm takes it along, in one pass
+        weight, bias = 1 + _wide(scale[0]), _wide(shift[0])
+        kept = x if x.dtype == torch.bfloat16 else _wide(x)
+        y, mean, rstd = torch.native_layer_norm(kept, x.shape[-1:], weight, bias, eps)
+        return y.to(x.dtype), mean, rstd
     normed, mean, rstd = torch.native_layer_norm(_wide(x), x.shape[-1:], None, None, eps)
     y = normed.addcmul_(normed, _rows(scale, x)).add_(_rows(shift, x))
     return y.to(x.dtype), mean, rstd
@@ -49,7 +55,8 @@ def gated_residual_modulate_forward(
     x: Tensor, residual: Tensor, gate: Tensor, shift: Tensor, scale: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`y`, `h`, and the `mean` and `rstd` that the gradient needs."""
-    h = torch.addcmul(_wide(residual), _wide(x), _rows(gate, x)).to(x.dtype)
+    # of 16 bits as well PyTorch computes this in float32 and rounds once
+    h = torch.addcmul(residual, x, gate.unsqueeze(1) if x.ndim == 3 else gate)
     y, mean, rstd = modulate_forward(h, shift, scale, eps)
     return y, h, mean, rstd
 

@@ -24,6 +24,8 @@ from scdd.models.interpretation import TokenForm, interpret
 from scdd.models.library_sizes import LibrarySizes
 from scdd.models.transformer_config import TransformerConfig, resolve
 from scdd.models.transformer_net import CellsToLearn, TransformerDiffusion
+from scdd.models.validation import HeldOutCells, hold_out
+from scdd.train.checkpoint import identifying
 from scdd.models.white_box_variants import variant_of, variant_switches
 from scdd.train.loop import TrainConfig, train
 
@@ -95,32 +97,55 @@ class DiffusionTransformer(Model):
         if c.order == "correlation":
             self.order = correlation_order(self.atlas, self.preprocessor, seed=c.seed)
 
-    def fit(self, *, checkpoint: str | Path | None = None, progress: bool = True) -> Self:
-        """Train, and keep the moving average; with ``checkpoint`` (a file) a run continues where it was."""
+    def fit(
+        self, *, checkpoint: str | Path | None = None, log: str | Path | None = None, progress: bool = True
+    ) -> Self:
+        """Train, and keep the best moving average.
+
+        Parameters
+        ----------
+        checkpoint
+            A file; a run that was interrupted or diverged continues from it.
+        log
+            A .csv file, or a folder for a CSV file and TensorBoard's events.
+        """
         from pathlib import Path
 
         c = self.config
         self._measure()
         torch.manual_seed(c.seed)
         net = self._build()
-        loader = CellLoader(
-            self.atlas, preprocessor=self.preprocessor, batch_size=c.batch_size, shuffle=True,
-            seed=c.seed + 1, drop_last=c.batch_size <= self.atlas.n_obs,
-        )  # fmt: skip
+        parts = hold_out(self.atlas.n_obs, c.validation, codes=self._codes[:, 0].numpy(), seed=c.seed)
+        n = self.atlas.n_obs if parts.train is None else len(parts.train)
+        loader = self._loader(
+            self.atlas, rows=parts.train, shuffle=True, seed=c.seed + 1, drop_last=c.batch_size <= n
+        )
         settings = TrainConfig(
             steps=c.steps, batch_size=c.batch_size, lr=c.lr, weight_decay=c.weight_decay, ema=c.ema,
-            device=c.device, precision=c.precision, seed=c.seed,
+            device=c.device, precision=c.precision, seed=c.seed, validate_every=c.validate_every,
+            patience=c.patience, min_delta=c.min_delta, compile=c.compile,
         )  # fmt: skip
         trained, self.history = train(
             net, "loss", loader, settings, label=type(self).__name__, prepare=self._to_learn,
+            validation=self._held_out(parts.validation),
             checkpoint=None if checkpoint is None else Path(checkpoint), identity=self._identity(),
-            progress=progress,
+            log=None if log is None else Path(log), progress=progress,
         )  # fmt: skip
         assert isinstance(trained, TransformerDiffusion)
         self.net = trained.requires_grad_(False)
         self.trained_on = self.atlas.fingerprint()
         self.fitted = True
         return self
+
+    def _loader(self, atlas: Atlas, **options: Any) -> CellLoader:
+        batch_size = self.config.batch_size
+        return CellLoader(atlas, preprocessor=self.preprocessor, batch_size=batch_size, **options)
+
+    def _held_out(self, rows: np.ndarray | None) -> HeldOutCells | None:
+        if rows is None:
+            return None
+        cells = self.atlas.subset(rows).within_memory()
+        return HeldOutCells(self._loader(cells, shuffle=False), rows, self._to_learn)
 
     def _build(self) -> TransformerDiffusion:
         return TransformerDiffusion(
@@ -157,7 +182,7 @@ class DiffusionTransformer(Model):
     def _identity(self) -> dict[str, Any]:
         conditions = json.dumps(self.conditions.to_dict(), sort_keys=True)
         return {
-            "model": json.dumps(self.config.to_dict(), sort_keys=True),
+            "model": identifying(self.config.to_dict()),
             "genes": hashlib.sha256("\n".join(self.preprocessor.genes[self.order]).encode()).hexdigest(),
             "atlas": self.atlas.fingerprint(),
             "conditions": hashlib.sha256(conditions.encode()).hexdigest(),

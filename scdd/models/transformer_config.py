@@ -18,6 +18,11 @@ class TransformerConfig:
     ``min_snr`` caps the weight of a time at that signal-to-noise ratio (Hang et al. 2023); 0 weights all
     times of the parameterisation alike. ``library`` conditions on the total count of a cell, which makes
     samples counts. ``weight_orthonormal`` prices ``|U^T U - I|^2`` of a white box's subspaces.
+
+    ``validation`` is the share of the training cells held out to judge the moving average by, every
+    ``validate_every`` steps (None: a tenth, where that is 32 cells or more; see
+    :func:`scdd.models.validation.hold_out`). After ``patience`` evaluations without a gain of ``min_delta``
+    training ends; 0: never early.
     """
 
     shape: TransformerShape = field(default_factory=TransformerShape)
@@ -44,6 +49,11 @@ class TransformerConfig:
     device: str = "auto"
     precision: str = "32-true"
     seed: int = 0
+    validation: float | None = None
+    validate_every: int = 250
+    patience: int = 10
+    min_delta: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.shape, dict):
@@ -76,6 +86,7 @@ _PUBLISHED = TransformerConfig(
     shape=TransformerShape(learned_positions=False),
     zeros="negated", library=False, parameterisation="eps", schedule="linear", min_snr=0.0,
     condition_dropout=0.1, sampler="ddim", sampling_steps=100, batch_size=16, lr=3e-4, ema=0.0,
+    validation=0.0,
 )  # fmt: skip
 _DEFAULT = TransformerConfig(
     shape=TransformerShape(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from scdd.diffusion.samplers import plan, sample
 from scdd.diffusion.schedule import NoiseSchedule
+from scdd.nn.sampling import Conditioned, prepared_for_sampling
 from scdd.nn.transformer import DiffusionTransformerNet
 
 if TYPE_CHECKING:
@@ -80,22 +81,25 @@ class TransformerDiffusion(nn.Module):
         self, codes: Tensor, numbers: Tensor, noise: Tensor, *, sampler: str, steps: int, guidance: float,
         eta: float, seed: int,
     ) -> Drawn:  # fmt: skip
-        """Cells of conditions [B, F], [B, K] from noise [B, G]."""
+        """Cells of conditions [B, F], [B, K] from noise [B, G]; computed where the weights lie."""
+        device = self.weights.device
+        codes, numbers, noise = (value.to(device) for value in (codes, numbers, noise))
+        chosen = plan(self.schedule, sampler, steps, self.config.parameterisation, eta=eta)  # type: ignore[arg-type]
+        dtype = torch.bfloat16 if self.config.precision.startswith("bf16") else torch.float32
+        net = prepared_for_sampling(self.net, dtype)
+        given = Conditioned(net, codes, numbers, dtype)
+        none = torch.full_like(codes, -1), torch.full_like(numbers, torch.nan)
+        free = Conditioned(net, *none, dtype) if guidance else None
 
         def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-            kept = self.net(x, t, codes, numbers).prediction
-            if guidance == 0:
-                return kept, None
-            free = self.net(x, t, torch.full_like(codes, -1), torch.full_like(numbers, torch.nan))
-            return kept, free.prediction
+            return given(x, t).prediction, None if free is None else free(x, t).prediction
 
-        chosen = plan(self.schedule, sampler, steps, self.config.parameterisation, eta=eta)  # type: ignore[arg-type]
         x0 = sample(denoise, self.schedule, noise, chosen, guidance=1 + guidance, seed=seed)
         if self.net.zero is None:
             return Drawn(x0, None)
         # the network judges zeros where there is hardly noise left
-        last = torch.full((len(x0),), 1 / self.schedule.steps, device=x0.device)
-        return Drawn(x0, self.net(x0, last, codes, numbers).zero_logit)
+        last = torch.full((len(x0),), 1 / self.schedule.steps, device=device)
+        return Drawn(x0, given(x0, last).zero_logit)
 
 
 def _weights(snr: Tensor, config: TransformerConfig) -> Tensor:

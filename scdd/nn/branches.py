@@ -142,6 +142,8 @@ class SparseCoding(nn.Module):
         self.dictionary = nn.Parameter(torch.empty(width, width))
         nn.init.kaiming_uniform_(self.dictionary)
         self.level = _level(threshold, width if learned else None)
+        # set in the copy that `prepared_for_sampling` makes, where weights stand still
+        self.operator: Tensor | None = None
 
     def threshold(self) -> Tensor:
         """``lambda``, the price of a nonzero: a scalar, or one for each column [D]."""
@@ -152,10 +154,12 @@ class SparseCoding(nn.Module):
         return ista_step(y, self.dictionary.to(y.dtype), step_size=self.step_size, threshold=self.threshold())
 
     def forward(self, y: Tensor, residual: Tensor, gate: Tensor, observe: Observe | None = None) -> Tensor:  # noqa: D102
+        ready = self.operator
         step = partial(
             ista_step,
             y,
-            self.dictionary.to(y.dtype),
+            self.dictionary.to(y.dtype) if ready is None else None,
+            operator=None if ready is None else ready.to(y.dtype),
             step_size=self.step_size,
             threshold=self.threshold(),
         )

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scdd.nn.count_draws import SparseCounts, draw_negative_binomial, draw_sparse_negative_binomial
+
 TARGET_SUM = 1e4
 
 
@@ -143,10 +145,12 @@ class NegativeBinomialHead(nn.Module):
         return expected_log1p(self.rate(features, totals), self.theta, TARGET_SUM / totals[:, None])
 
     def draw_counts(self, features: Tensor, totals: Tensor, generator: torch.Generator) -> Tensor:
-        """One gamma-Poisson draw of every cell's counts [B, G]."""
-        mu, theta = self.rate(features, totals), self.theta.expand(len(features), -1)
-        gamma = torch._standard_gamma(theta.contiguous(), generator=generator) / theta
-        return torch.poisson(mu * gamma, generator=generator)
+        """One draw of every cell's counts [B, G]; the same for any number of threads."""
+        return draw_negative_binomial(self.rate(features, totals), self.theta, generator)
+
+    def draw_sparse(self, features: Tensor, totals: Tensor, generator: torch.Generator) -> SparseCounts:
+        """The counts of :meth:`draw_counts`, zeros left out."""
+        return draw_sparse_negative_binomial(self.rate(features, totals), self.theta, generator)
 
     def draw(
         self,

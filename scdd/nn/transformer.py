@@ -159,8 +159,11 @@ class DiffusionTransformerNet(nn.Module):
         return torch.stack([block.mixer.deviation() for block in blocks]).mean()
 
     def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, numbers: Tensor) -> Clean:  # noqa: D102
-        h = self.tokens(x_t)
-        rows = self.rows(t, codes, numbers, h.dtype)
+        return self.clean(x_t, self.rows(t, codes, numbers, _compute_dtype(x_t)))
+
+    def clean(self, x_t: Tensor, rows: tuple[Tensor, ...]) -> Clean:
+        """What the network says of noised cells [B, G] under rows of modulation [B, D]."""
+        h = self.tokens(x_t).to(rows[0].dtype)
         y = modulate(self.blocks_of(h, rows), *rows[-2:])
         zero = None if self.zero is None else self.tokens.leave(self.zero(y)).float()
         return Clean(self.tokens.leave(self.leave(y)).float(), zero)
