@@ -25,8 +25,8 @@ from scdd.models.library_sizes import LibrarySizes
 from scdd.models.transformer_config import TransformerConfig, resolve
 from scdd.models.transformer_net import CellsToLearn, TransformerDiffusion
 from scdd.models.validation import HeldOutCells, hold_out
-from scdd.train.checkpoint import identifying
 from scdd.models.white_box_variants import variant_of, variant_switches
+from scdd.train.checkpoint import identifying
 from scdd.train.loop import TrainConfig, train
 
 if TYPE_CHECKING:
