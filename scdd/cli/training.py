@@ -27,11 +27,6 @@ _ONLY_FOR: dict[str, tuple[str, ...]] = {
     "heads": _TRANSFORMERS,
     "variant": ("whitebox",),
 }
-_VARIANTS = {
-    "crate": {"mixer": "subspace", "token_map": "ista"},
-    "crate-alpha": {"mixer": "subspace", "token_map": "overcomplete"},
-    "token-statistics": {"mixer": "statistics", "token_map": "ista"},
-}
 # Settings of SCDG that its autoencoder has as well; the others that both have, it hands on itself.
 _OF_BOTH_STAGES = ("steps", "batch_size", "lr", "validate_every")
 
@@ -88,9 +83,9 @@ class Request:
         if "genes" in given:
             given["n_top_genes"] = given.pop("genes") or None
         if (variant := given.pop("variant", None)) is not None:
-            if variant not in _VARIANTS:
-                raise InputError(f"--variant {variant!r} is unknown; choose one of {', '.join(_VARIANTS)}")
-            given |= _VARIANTS[variant]
+            from scdd.models.white_box_variants import variant_switches
+
+            given |= variant_switches(variant)
         if self.kind != "scdg":
             return given
         own = {f"autoencoder_{k}" if k in ("head", "n_top_genes") else k: v for k, v in given.items()}

@@ -39,7 +39,7 @@ def saved(folder):
 def test_a_transformer_from_a_file(h5ad, tmp_path):
     result = train(
         "whitebox", h5ad, "-l", "cell_type", "-c", "donor", *TINY, "--validation", 0.2,
-        "--validate-every", 10, "--variant", "token-statistics", "--set", "tied=true",
+        "--validate-every", 10, "--variant", "token_statistics", "--set", "tied=true",
         "--set", "zeros=plain", "--genes", 40, "--precision", "bf16-mixed", "--log", tmp_path / "logs", "--checkpoints", tmp_path / "run",
         "-o", tmp_path / "m",
     )  # fmt: skip
@@ -119,9 +119,9 @@ def test_ctrl_c_says_how_to_go_on_and_the_command_does(h5ad, tmp_path):
         (["dit"], ["--label"]),
         (["dit", "-l", "x", "--objective", "mean_flow"], ["--objective", "scdg", "not with dit"]),
         (["scdg", "-l", "x", "--patch", "4"], ["--patch", "dit and whitebox", "not with scdg"]),
-        (["dit", "-l", "x", "--variant", "crate"], ["--variant", "whitebox"]),
+        (["dit", "-l", "x", "--variant", "alpha"], ["--variant", "whitebox"]),
         (["autoencoder", "-c", "donor"], ["--condition", "not with autoencoder"]),
-        (["whitebox", "-l", "x", "--variant", "magic"], ["magic", "crate-alpha"]),
+        (["whitebox", "-l", "x", "--variant", "magic"], ["magic", "residual_free"]),
         (["dit", "-l", "x", "--preset", "fast"], ["fast", "published"]),
         (["scdg", "-l", "x", "--preset", "published"], ["published", "faithful"]),
         (["dit", "-l", "x", "--precision", "fp8"], ["fp8", "bf16-mixed"]),
