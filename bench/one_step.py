@@ -301,7 +301,7 @@ def _bar(rows: pd.DataFrame) -> list[str]:
 def _shown(part: pd.DataFrame, column: str = "value") -> str:
     if not len(part):
         return "–"
-    found = interval(part[column])
+    found = interval(part.groupby("seed")[column].mean())
     half = "" if np.isnan(found.low) else f" ± {found.mean - found.low:.2g}"
     return f"{found.mean:.3g}{half}"
 
@@ -322,11 +322,11 @@ def _latent(rows: pd.DataFrame) -> list[str]:
     ]
     for objective in dict.fromkeys(rows["objective"]):
         own = rows[rows["objective"] == objective]
-        seconds = own.loc[own["metric"] == "training seconds", "value"].mean()
+        seconds = _shown(own[own["metric"] == "training seconds"])
         for steps in STEPS:
             here = own[own["steps"] == steps]
             cells = [_shown(here[here["metric"] == metric]) for metric in columns.values()]
-            lines.append(f"| {objective} ({seconds:.0f}) | {steps} | {' | '.join(cells)} |")
+            lines.append(f"| {objective} ({seconds}) | {steps} | {' | '.join(cells)} |")
     return lines
 
 
@@ -347,7 +347,7 @@ def _fidelity(rows: pd.DataFrame) -> list[str]:
 PREFACE = """# One step or many
 
 Made by `python bench/one_step.py run --data FOLDER`; every number is in `one_step.csv`. Seeds: {seeds}; ± is the 95 %
-interval over them. Seconds and cells/s are of processor time, one thread.
+interval over them. Seconds and cells/s are of processor time, one thread; –: not measured.
 
 All objectives share autoencoder (negative-binomial head), network, batches and their number. Latent measures compare
 codes with those of held-out cells, class by class, mean over classes of 20 cells or more; *train cells* are encoded

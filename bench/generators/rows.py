@@ -13,8 +13,21 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results"
 RUN = ["task", "method", "seed"]
-SCORE = ["aspect", "metric", "space", "group", "value", "floor", "ceiling", "excess", "low", "high", "verdict", "cells"]
-COLUMNS = [*RUN, *SCORE, "train_seconds", "generate_seconds", "settings", "note"]
+SCORE = [
+    "aspect",
+    "metric",
+    "space",
+    "group",
+    "value",
+    "floor",
+    "ceiling",
+    "excess",
+    "low",
+    "high",
+    "verdict",
+    "cells",
+]
+COLUMNS = [*RUN, *SCORE, "cells_made", "train_seconds", "generate_seconds", "settings", "note"]
 # Every class has rows of these; of other metrics only the mean over classes is kept.
 BY_CLASS = (
     "purity",

@@ -39,7 +39,7 @@ def run_one(task: Task, name: str, seed: int, options: argparse.Namespace) -> No
     table = judge(task, made.cells, seed, options)
     rows.append(
         options.out, table, task=task.name, method=_shown(name, options.tag), seed=seed,
-        train_seconds=made.train_seconds, generate_seconds=made.generate_seconds,
+        cells_made=made.cells.n_obs, train_seconds=made.train_seconds, generate_seconds=made.generate_seconds,
         settings=options.set if settings else "", note=made.note,
     )  # fmt: skip
     spent = f"train {made.train_seconds:.0f} s, generate {made.generate_seconds:.0f} s, judge {time.perf_counter() - start:.0f} s"
@@ -60,7 +60,9 @@ def headline(table: Any) -> str:
     overall = table[table["group"] == "all"].drop_duplicates(["metric", "space"])
     found = [
         f"{metric} {space} {value:.3f} ({floor:.3f})"
-        for metric, space, value, floor in overall[["metric", "space", "value", "floor"]].itertuples(index=False)
+        for metric, space, value, floor in overall[["metric", "space", "value", "floor"]].itertuples(
+            index=False
+        )
         if metric in ("AUC, random forest", "macro-F1 trained on it, logistic regression", "purity")
     ]
     return ", ".join(found)
@@ -87,7 +89,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = found.add_subparsers(dest="verb", required=True)
     one = verbs.add_parser("run", help="train, generate, judge")
-    one.add_argument("--data", type=Path, default=os.environ.get("SCDD_DATA"), help="folder of the .h5ad files")
+    one.add_argument(
+        "--data", type=Path, default=os.environ.get("SCDD_DATA"), help="folder of the .h5ad files"
+    )
     one.add_argument("--tasks", default=",".join(RECIPES))
     one.add_argument("--methods", required=True, help=f"some of {','.join(METHODS)}")
     one.add_argument("--seeds", type=int, default=3, help="how many")

@@ -45,11 +45,13 @@ def save(path: Path, made: Made) -> None:
 def _code(method: str) -> str:
     """A hash of the sources that a method rests on."""
     ours = Path(scdd.__file__).parent
-    of = {"nb_copula": ["nb_copula.py"], "scvi": ["peers.py", "scvi_worker.py"]}
+    of = {"nb_copula": ["copula.py"], "scvi": ["peers.py", "scvi_worker.py"]}
     peer = next((name for name in of if method.startswith(name)), "")
     files = [_HERE / "methods" / name for name in of.get(peer, ["sanity.py"])]
     if method in OURS or method.endswith("published"):
-        files = [f for part in ("models", "nn", "diffusion", "train", "data") for f in (ours / part).rglob("*.py")]
+        files = [
+            f for part in ("models", "nn", "diffusion", "train", "data") for f in (ours / part).rglob("*.py")
+        ]
     digest = hashlib.sha256()
     for file in sorted(files):
         digest.update(file.read_bytes())

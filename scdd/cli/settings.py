@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 import typing
 from dataclasses import fields, is_dataclass
@@ -16,9 +17,19 @@ def known_settings(*configs: type, prefix: str = "") -> dict[str, Any]:
     """Name -> type of the fields of configurations, those that are configurations themselves left out."""
     found: dict[str, Any] = {}
     for config in configs:
-        hints = typing.get_type_hints(config)
+        hints = {field.name: _hint(config, field.type) for field in fields(config)}
         found |= {prefix + f.name: hints[f.name] for f in fields(config) if not is_dataclass(hints[f.name])}
     return found
+
+
+def _hint(config: type, written: Any) -> Any:
+    """The declared type; a word, where its name is known to type checkers alone. The model checks its value."""
+    if not isinstance(written, str):
+        return written
+    try:
+        return eval(written, vars(sys.modules[config.__module__]))  # our own source
+    except NameError:
+        return str
 
 
 def read_settings(items: list[str], known: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +62,7 @@ def _read(text: str, kind: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         if type(None) in inner and text.lower() in ("none", ""):
             return None
-        return _read(text, next(part for part in inner if part is not type(None)))
+        return _first_that_reads(text, [part for part in inner if part is not type(None)])
     if origin is tuple:
         return tuple(_read(part, inner[0]) for part in text.strip("()").split(",") if part.strip())
     if origin is Literal:
@@ -63,6 +74,15 @@ def _read(text: str, kind: Any) -> Any:
             raise ValueError(text)
         return text.lower() in _TRUE
     return kind(text)
+
+
+def _first_that_reads(text: str, kinds: list[Any]) -> Any:
+    for kind in kinds:
+        try:
+            return _read(text, kind)
+        except ValueError:
+            continue
+    raise ValueError(text)
 
 
 def _said(kind: Any) -> str:

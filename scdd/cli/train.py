@@ -94,7 +94,8 @@ def train(
     depth: Annotated[int | None, typer.Option(min=1, help="Blocks (not autoencoder).")] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Heads, or subspaces (dit, whitebox).")] = None,
     variant: Annotated[
-        str | None, typer.Option(help="whitebox: published, tied, residual_free, derived, alpha, token_statistics ...: what its blocks are.")
+        str | None,
+        typer.Option(help="whitebox: default, published, derived, alpha, token_statistics, tost ..."),
     ] = None,
     objective: Annotated[
         str | None, typer.Option(help="scdg: code_then_noise, or mean_flow: the code is the noise.")

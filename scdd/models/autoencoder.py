@@ -183,7 +183,9 @@ class Autoencoder(Model):
             z = self.net.encode_raw(x).double()
             total, square, n = total + z.sum(0), square + z.square().sum(0), n + len(z)
         mean = total / n
-        std = (square / n - mean**2).clamp_min(1e-8).sqrt()
+        # of draws from q(z | x): dimensions that the decoder does not use are all posterior
+        variance = (square / n - mean**2).clamp_min(1e-8) + self.net.posterior_spread.double().square()
+        std = variance.sqrt()
         self.net.latent_mean.copy_(mean)
         self.net.latent_std.copy_(std)
 

@@ -120,6 +120,16 @@ class SCDGConfig:
 # `faithful` reconstructs scDD from its abstract and building blocks; no setting of the authors is public.
 PRESETS: dict[str, SCDGConfig] = {
     "fast": SCDGConfig(),
+    # counts out: what `generate` is compared with other generators by
+    "counts": SCDGConfig(
+        autoencoder=AutoencoderConfig(latent=16, head="nb", kl_weight=1.0, steps=1_200),
+        objective="distilled",
+        steps=3_000,
+        batch_size=512,
+        weight_expression=0.0,
+        weight_classifier=0.0,
+        student_steps=3_000,
+    ),
     "quality": SCDGConfig(
         autoencoder=AutoencoderConfig(latent=64, hidden=(512, 512), steps=6_000),
         width=512,

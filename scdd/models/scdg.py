@@ -154,11 +154,14 @@ class SCDG(Model):
         if c.objective == "distilled":
             self.net, self.history["student"] = train_student(
                 self.net, fields, c,
-                checkpoint=places["student"], identity=self._identity(), progress=progress,
+                checkpoint=places["student"], identity=self._identity(),
+                log=None if log is None else Path(log), progress=progress,
             )  # fmt: skip
         self.net.requires_grad_(False)
         self.autoencoder.net = self.net.autoencoder
-        self.priors = ClassPriors.fit(codes, totals, fields[:, 0], self.conditions.sizes[0])
+        stream = torch.Generator().manual_seed(c.seed)
+        drawn = self.autoencoder.net.posterior_draw(codes, stream)
+        self.priors = ClassPriors.fit(drawn, totals, fields[:, 0], self.conditions.sizes[0])
         self.trained_on = self.atlas.fingerprint()
         self.fitted = True
         return self

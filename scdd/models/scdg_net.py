@@ -130,6 +130,7 @@ class SCDGNet(nn.Module):
 
     def loss(self, batch: LatentBatch, generator: torch.Generator) -> dict[str, Tensor]:
         """The terms of the objective for one batch."""
+        batch = batch._replace(z0=self.autoencoder.posterior_draw(batch.z0, generator))
         z0 = batch.z0
         codes = drop_conditions(batch.codes, self.condition_dropout, generator)
         eps = torch.randn(z0.shape, generator=generator).to(z0)
@@ -169,7 +170,8 @@ class SCDGNet(nn.Module):
 
     def _consistency_loss(self, z0: Tensor, eps: Tensor, codes: Tensor, generator: torch.Generator) -> Tensor:
         size = grid_size(int(self.seen_batches), self.steps, min(10, self.grid), self.grid)
-        self.seen_batches += 1
+        if self.training:  # validation looks at the grid and does not refine it
+            self.seen_batches += 1
         lower, upper = self.levels.draw_pairs(self.levels.grid(size), len(z0), generator)
         network = self._guided(codes, 0.0, training=True)
         return consistency_loss(network, z0, eps, lower.to(z0), upper.to(z0), self.levels)

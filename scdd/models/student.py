@@ -28,6 +28,7 @@ def train_student(
     *,
     checkpoint: Path | None,
     identity: dict[str, Any],
+    log: Path | None = None,
     progress: bool,
 ) -> tuple[SCDGNet, list[dict[str, float]]]:
     """The network with a trained student, and its history; ``fields`` [n, F] are the cells' conditions.
@@ -42,7 +43,7 @@ def train_student(
     )  # fmt: skip
     module, history = train(
         net, "student_loss", pairs, settings,
-        label="student", checkpoint=checkpoint, identity=identity, progress=progress,
+        label="student", checkpoint=checkpoint, identity=identity, log=log, progress=progress,
     )  # fmt: skip
     return module, history  # type: ignore[return-value]
 

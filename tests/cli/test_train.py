@@ -40,8 +40,8 @@ def test_a_transformer_from_a_file(h5ad, tmp_path):
     result = train(
         "whitebox", h5ad, "-l", "cell_type", "-c", "donor", *TINY, "--validation", 0.2,
         "--validate-every", 10, "--variant", "token_statistics", "--set", "tied=true",
-        "--set", "zeros=plain", "--genes", 40, "--precision", "bf16-mixed", "--log", tmp_path / "logs", "--checkpoints", tmp_path / "run",
-        "-o", tmp_path / "m",
+        "--set", "zeros=plain", "--genes", 40, "--precision", "bf16-mixed",
+        "--log", tmp_path / "logs", "--checkpoints", tmp_path / "run", "-o", tmp_path / "m",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "validation loss" in result.stdout
@@ -157,11 +157,12 @@ def test_settings_are_read_as_their_type():
     assert "shape" not in known
     given = [
         "lr=3e-4", "tied=yes", "n_top_genes=none", "validation=0.2", "order=correlation", "a_hidden=64,32",
-        "sampling-steps=7", "modulation=full",
+        "sampling-steps=7", "modulation=full", "positive_gates=attention",
     ]  # fmt: skip
     assert read_settings(given, known) == {
         "lr": 3e-4, "tied": True, "n_top_genes": None, "validation": 0.2, "order": "correlation",
         "a_hidden": (64, 32), "sampling_steps": 7, "modulation": "full",
+        "positive_gates": "attention",
     }  # fmt: skip
     for wrong in ("lr=fast", "sampling_steps=1.5", "modulation=some", "a_hidden=a,b"):
         with pytest.raises(InputError, match="--set"):

@@ -9,6 +9,7 @@ import torch
 import scdd
 from scdd.errors import InputError
 from scdd.models.config import OBJECTIVES, SCDGConfig, resolve_config
+from scdd.models.scdg_net import LatentBatch
 from scdd.models.sensitivity import sensitivity
 from scdd.models.student import TeacherPairs
 
@@ -154,6 +155,13 @@ def test_an_interrupted_run_resumes_to_the_same_model(adata, small, tmp_path, mo
     monkeypatch.setattr(SCDGNet, method, original)
     resumed = scdd.SCDG(adata, label_key="cell_type", **settings).fit(checkpoint=tmp_path, progress=False)
     assert resumed.weights_hash() == whole.weights_hash()
+
+
+def test_validation_does_not_refine_the_grid(trained):
+    net, batch = trained("consistency").net, (torch.randn(8, 6), torch.zeros(8, 1, dtype=torch.long), None)
+    before = int(net.seen_batches)
+    net.loss(LatentBatch(*batch), torch.Generator())
+    assert int(net.seen_batches) == before == 600
 
 
 def test_pairs_come_in_the_order_that_a_checkpoint_left():

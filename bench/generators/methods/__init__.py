@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from generators.methods import ours, peers, sanity
-from generators.methods.made import Made
-from generators.methods.nb_copula import nb_copula
+from generators.methods.copula import nb_copula
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from generators.methods.made import Made
 
 METHODS: dict[str, Callable[..., Made]] = {
     **sanity.METHODS,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import scdd
 from generators.methods.made import LABEL, Made, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import numpy as np
 
     from generators.tasks import Task
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anndata
-import numpy as np
 
 from generators.methods.made import LABEL, Made, as_cells
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from generators.tasks import Task
 
 _WORKER = Path(__file__).with_name("scvi_worker.py")
@@ -34,11 +35,22 @@ def scvi(task: Task, labels: np.ndarray, *, seed: int, settings: dict[str, Any],
         paths = {name: str(Path(folder) / name) for name in ("train.h5ad", "labels.json", "made.h5ad")}
         task.train.write_h5ad(paths["train.h5ad"])
         Path(paths["labels.json"]).write_text(json.dumps([str(name) for name in labels]))
-        job = {**paths, "label": LABEL, "seed": seed, "code": code, "settings": settings, "models": _models(task)}
+        job = {
+            **paths,
+            "label": LABEL,
+            "seed": seed,
+            "code": code,
+            "settings": settings,
+            "models": _models(task),
+        }
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         python = os.environ.get(PYTHON, sys.executable)
         done = subprocess.run(
-            [python, "-P", _WORKER, json.dumps(job)], env=environment, capture_output=True, text=True, check=False
+            [python, "-P", _WORKER, json.dumps(job)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or ["no message"]

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 
 from generators.methods.made import LABEL, Made, Watch, as_cells, each_class
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from scipy import sparse
 
     from generators.tasks import Task
 

@@ -41,7 +41,9 @@ def trained(train, job: dict):
     import scvi
 
     scvi.settings.seed = job["seed"]
-    settings = {"n_latent": 30, "n_layers": 2, "gene_likelihood": "nb", "cell_passes": 240_000} | job["settings"]
+    settings = {"n_latent": 30, "n_layers": 2, "gene_likelihood": "nb", "cell_passes": 240_000} | job[
+        "settings"
+    ]
     epochs = int(min(400, max(20, settings.pop("cell_passes") // train.n_obs)))
     key = hashlib.sha256(json.dumps([job["seed"], settings, epochs, train.shape], sort_keys=True).encode())
     folder = Path(job["models"]) / key.hexdigest()[:12]

@@ -5,7 +5,7 @@ made as strong as it gets on a few hundred cells:
 
 - means scale with the library size of a cell, so that library sizes are drawn first and correlations are of what
   library sizes leave over;
-- dispersions by moments, drawn towards the pooled ones of all classes by how uncertain they are;
+- dispersions by likelihood, that of all classes together counting as some further cells of each;
 - all genes are in the copula, not the frequent ones alone. Scores are conditional means ``E[z | x]`` in place of
   random ones, corrected for what coarse counts hide; their correlations are cut to the factors above the noise
   (Marchenko–Pastur), the eigenvalues shrunk, so that the copula of 2,000 genes is a product of two thin matrices.
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy import stats
-from scipy.special import ndtri
+from scipy.special import gammaln, ndtri
+from sklearn.utils.extmath import randomized_svd
 
 from generators.methods.made import LABEL, Made, Watch, as_cells, each_class
 
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from generators.tasks import Task
 
 _POISSON = 1e-4
+GRID = np.append(_POISSON, np.geomspace(0.01, 30.0, 24))
 _COMMUNALITY = 0.95
+_MOST_FACTORS = 60
 
 
 class Marginals(NamedTuple):
@@ -44,7 +47,7 @@ class ClassModel(NamedTuple):
 
 
 def nb_copula(task: Task, labels: np.ndarray, *, seed: int, settings: dict[str, Any]) -> Made:
-    """Settings: ``copula`` (true), ``shared_cells`` (20): weight of the pooled copula, in cells of a class."""
+    """Settings: ``copula`` (true), ``shared_cells`` (20): weight of all classes together, in cells of a class."""
     watch, rng = Watch(), np.random.default_rng(seed)
     own = task.train.obs[LABEL].to_numpy().astype(str)
     models = fit(task.train.X.toarray(), own, **settings)
@@ -61,7 +64,7 @@ def fit(
     """Fit every class of counts x [n, G]."""
     library = x.sum(axis=1, dtype=np.float64)
     classes = list(each_class(labels))
-    marginals = fit_marginals(x, library, classes)
+    marginals = fit_marginals(x, library, classes, shared_cells=shared_cells)
     scores = {name: conditional_scores(x[rows], library[rows], marginals[name]) for name, rows in classes}
     pooled = np.vstack([scores[name] for name, _ in classes])
     found = {}
@@ -74,26 +77,29 @@ def fit(
 
 
 def fit_marginals(
-    x: np.ndarray, library: np.ndarray, classes: list[tuple[str, np.ndarray]]
+    x: np.ndarray, library: np.ndarray, classes: list[tuple[str, np.ndarray]], *, shared_cells: float = 20.0
 ) -> dict[str, Marginals]:
-    """Rates and dispersions; the dispersion of a class is a compromise with that of all classes.
+    """Rates, and dispersions of the greatest likelihood on a grid.
 
-    ``E[(x - μ)² - x] = φ μ²``, with variance about ``2 μ²`` where φ is small: hence an estimate and its
-    error for every gene and class.
+    Moments would follow the few cells with most counts and leave too many zeros. The likelihood of all
+    classes together counts as ``shared_cells`` further cells of each.
     """
-    rates, tops, bottoms = {}, [], []
-    for name, rows in classes:
-        rates[name] = x[rows].sum(axis=0, dtype=np.float64) / library[rows].sum()
-        mean = library[rows, None] * rates[name]
-        tops.append((np.square(x[rows] - mean) - x[rows]).sum(axis=0))
-        bottoms.append(np.square(mean).sum(axis=0))
-    pooled = np.maximum(sum(tops) / np.maximum(sum(bottoms), 1e-12), 0.0)
-    found = {}
-    for (name, _), top, bottom in zip(classes, tops, bottoms, strict=True):
-        trust = bottom * (0.1 + np.square(pooled)) / 2  # prior variance over error variance
-        own = top / np.maximum(bottom, 1e-12)
-        dispersion = (trust * own + pooled) / (trust + 1)
-        found[name] = Marginals(rates[name], np.maximum(dispersion, 0.0))
+    rates = {name: x[rows].sum(axis=0, dtype=np.float64) / library[rows].sum() for name, rows in classes}
+    each = {name: likelihoods(x[rows], library[rows, None] * rates[name]) for name, rows in classes}
+    pooled = sum(each.values()) * (shared_cells / len(x))
+    return {name: Marginals(rates[name], GRID[(each[name] + pooled).argmax(axis=0)]) for name in each}
+
+
+def likelihoods(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Log-likelihood [K, G] of counts [n, G] under every dispersion of the grid, without terms free of it."""
+    cells, genes = np.nonzero(x)
+    counts, expected = x[cells, genes].astype(np.float64), mean[cells, genes]
+    found = np.empty((len(GRID), x.shape[1]))
+    for k, shape in enumerate(1.0 / GRID):
+        # log P(x) = log P(0) + log Γ(x + r) / Γ(r) + x log(μ / (r + μ)), where only counts have more than the first
+        more = gammaln(counts + shape) - gammaln(shape) - counts * np.log(shape + expected)
+        found[k] = np.bincount(genes, weights=more, minlength=x.shape[1])
+        found[k] -= shape * np.log1p(mean / shape).sum(axis=0)
     return found
 
 
@@ -143,7 +149,8 @@ def spiked(standard: np.ndarray, effective: float) -> tuple[np.ndarray, np.ndarr
     An eigenvalue λ above the edge ``(1 + sqrt γ)²``, ``γ = G / n``, came from ``ℓ`` with
     ``λ = (1 + ℓ)(1 + γ / ℓ)`` (Baik and Silverstein, J. Multivar. Anal. 97, 2006).
     """
-    _, singular, right = np.linalg.svd(standard, full_matrices=False)
+    size = min(_MOST_FACTORS, *standard.shape)
+    _, singular, right = randomized_svd(standard, size, n_iter=4, random_state=0)
     values, ratio = np.square(singular), standard.shape[1] / effective
     kept = values > (1 + np.sqrt(ratio)) ** 2 * 1.02
     b = values[kept] - 1 - ratio
@@ -158,9 +165,9 @@ def sample(model: ClassModel, n: int, rng: np.random.Generator) -> np.ndarray:
     own = model.log_library
     spread = own.std() * len(own) ** -0.2 if len(own) > 1 else 0.0
     # smoothed, so that no library size is that of a train cell; the spread of all is kept
-    library = own.mean() + (rng.choice(own, n) - own.mean() + 0.5 * spread * rng.standard_normal(n)) / np.sqrt(
-        1 + 0.25 * len(own) ** -0.4
-    )
+    library = own.mean() + (
+        rng.choice(own, n) - own.mean() + 0.5 * spread * rng.standard_normal(n)
+    ) / np.sqrt(1 + 0.25 * len(own) ** -0.4)
     alone = np.sqrt(1 - np.square(model.loadings).sum(axis=1))
     z = rng.standard_normal((n, model.loadings.shape[1])) @ model.loadings.T
     z += alone * rng.standard_normal((n, len(alone)))
