@@ -129,7 +129,8 @@ def append(row: dict[str, Any]) -> None:
 PREFACE = """# White-box variants, trained alike and looked into
 
 Made by `python bench/white_box.py run` and `table`; every number is in `white_box.csv`, what each variant is in
-[white_box.md](../white_box.md). pbmc3k, 2,000 genes, a fifth of the cells held out; {settings}. Mean over seeds ± half
+[white_box.md](../white_box.md). pbmc3k, 2,000 genes, a fifth of the cells held out;
+{settings}. Mean over seeds ± half
 their range. The loss is the weighted squared error of v on held-out cells, the same times and noise for all; it is 1
 at the start. Rates are of 32 held-out cells at 8 times: {cells} (layer, time) cells a model;
 counts are means over seeds. These are short runs on one core: they tell how the variants differ early in training,
