@@ -34,19 +34,28 @@ class Plan(NamedTuple):
 
 
 def plan(
-    schedule: NoiseSchedule, sampler: Sampler, steps: int, prediction: Parameterisation, *, eta: float = 0.0
+    schedule: NoiseSchedule,
+    sampler: Sampler,
+    steps: int,
+    prediction: Parameterisation,
+    *,
+    eta: float = 0.0,
+    last: int = 0,
 ) -> Plan:
     """The times that ``steps`` calls visit, noisy to clean, and the six numbers of each update.
 
     DDPM and DDIM space times evenly, as published; DPM-Solver++ evenly in ``log(signal / noise)`` (Lu et
     al. 2022); flow evenly in ``noise / (signal + noise)``, the time of the straight path from noise to data,
-    along which Euler's step is DDIM's (Lipman et al. 2023).
+    along which Euler's step is DDIM's (Lipman et al. 2023). With ``last`` above 0 they end at that time, on
+    cells that are still noised.
     """
     if sampler not in get_args(Sampler):
         raise ValueError(f"sampler is {sampler!r}; choose one of {', '.join(get_args(Sampler))}")
-    if not 1 <= steps <= schedule.steps:
-        raise ValueError(f"steps is {steps}; it lies in 1..{schedule.steps}")
-    times = _times(schedule, sampler, steps)
+    if not 0 <= last < schedule.steps:
+        raise ValueError(f"last is {last}; it lies in 0..{schedule.steps - 1}")
+    if not 1 <= steps <= schedule.steps - last:
+        raise ValueError(f"steps is {steps}; it lies in 1..{schedule.steps - last}")
+    times = _times(schedule, sampler, steps, last)
     alpha = schedule.alpha_bar.double()[times]
     now, after = alpha[:-1], alpha[1:]
     if sampler == "ddpm":
@@ -60,23 +69,25 @@ def plan(
     return Plan(times, table)
 
 
-def _times(schedule: NoiseSchedule, sampler: Sampler, steps: int) -> Tensor:
-    """int64 [steps + 1] from T to 0, strictly falling."""
+def _times(schedule: NoiseSchedule, sampler: Sampler, steps: int, last: int) -> Tensor:
+    """int64 [steps + 1] from T to ``last``, strictly falling."""
     if sampler in ("ddpm", "ddim"):
-        return torch.linspace(schedule.steps, 0, steps + 1).round().long()
-    alpha = schedule.alpha_bar.double()[1:]
+        return torch.linspace(schedule.steps, last, steps + 1).round().long()
+    alpha = schedule.alpha_bar.double()[max(last, 1) :]
     signal, noise = alpha.sqrt(), (1 - alpha).sqrt()
-    # rises with the time
+    # rises with the time; that of clean cells is no number, and is left for the last step to reach
     clock = noise / (signal + noise) if sampler == "flow" else (noise / signal).log()
-    wanted = torch.linspace(clock[-1], clock[0], steps, dtype=torch.float64)
-    at = torch.searchsorted(clock, wanted).clamp(max=schedule.steps - 1) + 1
+    inner = steps + 1 if last else steps
+    wanted = torch.linspace(clock[-1], clock[0], inner, dtype=torch.float64)
+    at = torch.searchsorted(clock, wanted).clamp(max=len(clock) - 1) + max(last, 1)
     # where the schedule is coarser than the clock, neighbouring times fall together: push them apart
-    floor = torch.arange(steps, 0, -1)
-    ceiling = schedule.steps - torch.arange(steps)
+    floor = torch.arange(inner, 0, -1) + max(last, 1) - 1
+    ceiling = schedule.steps - torch.arange(inner)
     at = torch.minimum(torch.maximum(at, floor), ceiling)
-    for k in range(1, steps):
+    for k in range(1, inner):
         at[k] = torch.minimum(at[k], at[k - 1] - 1)
-    return torch.cat([torch.maximum(at, floor), torch.zeros(1, dtype=torch.long)])
+    at = torch.maximum(at, floor)
+    return at if last else torch.cat([at, torch.zeros(1, dtype=torch.long)])
 
 
 @torch.no_grad()

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from scdd.data.preprocess import Preprocessor
 
 TARGET_SUM = 1e4
-CODINGS = ("hurdle", "negated", "plain")
+CODINGS = ("counts", "hurdle", "negated", "plain")
+# Of a gene's standard deviations: what a rare count is cut to, so that it does not drown all other genes.
+_CEILING = 10.0
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,15 @@ class CellCode:
 
     ``"hurdle"``: zeros lie at -1, clearly below the smallest count, and the network also says how probable
     a zero is. ``"negated"``: zeros lie at -10 and nothing is scaled, as scRDiT has it. ``"plain"``: zeros
-    are zeros.
+    are zeros. ``"counts"``: every gene has mean 0 and variance 1, and counts are drawn by a head of
+    their own.
     """
 
     kind: str
     shift: float
     scale: float
+    gene_shift: Tensor | None = None
+    gene_scale: Tensor | None = None
 
     @classmethod
     def fit(cls, kind: str, preprocessor: Preprocessor, detected: Tensor) -> CellCode:
@@ -47,12 +52,19 @@ class CellCode:
         shift = mean.mean()
         return cls(kind, float(shift), float((second.mean() - shift.square()).sqrt().clamp_min(1e-3)))
 
+    @classmethod
+    def of_genes(cls, mean: Any, std: Any) -> CellCode:
+        """The coding ``"counts"`` for genes of these means and standard deviations [G]."""
+        return cls("counts", 0.0, 1.0, torch.as_tensor(mean), torch.as_tensor(std))
+
     @property
     def _zero(self) -> float:
         return {"hurdle": -1.0, "negated": -10.0, "plain": 0.0}[self.kind]
 
     def encode(self, v: Tensor) -> Tensor:
         """log1p CP10k [B, G] to x0."""
+        if self.gene_shift is not None and self.gene_scale is not None:
+            return ((v - self.gene_shift) / self.gene_scale).clamp(-_CEILING, _CEILING)
         if self.kind != "plain":
             v = torch.where(v == 0, self._zero, v)
         return (v - self.shift) / self.scale

@@ -13,12 +13,13 @@ import torch
 from scdd.data.atlas import Atlas
 from scdd.data.loader import CellLoader
 from scdd.data.preprocess import Preprocessor
-from scdd.data.statistics.moments import column_moments
 from scdd.errors import InputError
 from scdd.models.autoencoder import rebuild_preprocessor
 from scdd.models.base import Model
 from scdd.models.cell_code import CellCode, to_counts
+from scdd.models.class_profiles import ClassProfiles
 from scdd.models.conditions import Conditions
+from scdd.models.dispersions import fit_dispersions
 from scdd.models.gene_order import correlation_order
 from scdd.models.interpretation import TokenForm, interpret
 from scdd.models.library_sizes import LibrarySizes
@@ -115,6 +116,12 @@ class DiffusionTransformer(Model):
         self._measure()
         torch.manual_seed(c.seed)
         net = self._build()
+        if net.net.counts is not None:
+            share = self.profiles.log_share(self.order)
+            columns = self.atlas.var_names.astype(str).get_indexer(self.preprocessor.genes)[self.order]
+            label = self._codes[:, 0].numpy()
+            net.net.counts.start_from(share, fit_dispersions(self.atlas, columns, label, share, seed=c.seed))
+            net.anchor.copy_(self.profiles.anchors(self.code, self.order))
         parts = hold_out(self.atlas.n_obs, c.validation, codes=self._codes[:, 0].numpy(), seed=c.seed)
         n = self.atlas.n_obs if parts.train is None else len(parts.train)
         loader = self._loader(
@@ -139,7 +146,10 @@ class DiffusionTransformer(Model):
 
     def _loader(self, atlas: Atlas, **options: Any) -> CellLoader:
         batch_size = self.config.batch_size
-        return CellLoader(atlas, preprocessor=self.preprocessor, batch_size=batch_size, **options)
+        counts = self.config.zeros == "counts"
+        return CellLoader(
+            atlas, preprocessor=self.preprocessor, batch_size=batch_size, counts=counts, **options
+        )
 
     def _held_out(self, rows: np.ndarray | None) -> HeldOutCells | None:
         if rows is None:
@@ -155,22 +165,24 @@ class DiffusionTransformer(Model):
 
     def _measure(self) -> None:
         """What must be known of all training cells: zeros, library sizes, codes of conditions."""
-        moments = column_moments(self.atlas)
-        where = self.atlas.var_names.astype(str).get_indexer(self.preprocessor.genes)
-        detected = torch.from_numpy(moments.nonzero[where] / moments.n)
-        self.code = CellCode.fit(self.config.zeros, self.preprocessor, detected)
         columns = [self.atlas.labels(name).codes for name in self.conditions.names]
         self._codes = torch.from_numpy(np.stack(columns, 1))
         totals = [np.asarray(block.sum(1)).ravel() for _, block in self.atlas.blocks()]
         sizes = torch.from_numpy(np.concatenate(totals))
         self.library = LibrarySizes.fit(sizes, self._codes[:, 0], self.conditions.sizes[0])
+        if self.config.zeros == "counts":
+            self.code = CellCode.of_genes(
+                self.preprocessor.mean[self.order], self.preprocessor.std[self.order]
+            )
+            label, classes = self._codes[:, 0].numpy(), self.conditions.sizes[0]
+            self.profiles = ClassProfiles.fit(self.atlas, self.preprocessor, label, classes)
 
     def _to_learn(self, batch: CellBatch) -> CellsToLearn:
         v = torch.from_numpy(batch.x)[:, self.order]
-        numbers = self._numbers(torch.from_numpy(batch.totals).float())
-        return CellsToLearn(
-            self.code.encode(v), v == 0, self._codes[torch.from_numpy(batch.row_ids)], numbers
-        )
+        totals = torch.from_numpy(batch.totals).float()
+        counts = None if batch.counts is None else torch.from_numpy(batch.counts)[:, self.order]
+        codes = self._codes[torch.from_numpy(batch.row_ids)]
+        return CellsToLearn(self.code.encode(v), v == 0, codes, self._numbers(totals), counts, totals)
 
     def _numbers(self, totals: Tensor) -> Tensor:
         """Numbers that condition a cell, [B, 1] or [B, 0]."""
@@ -243,7 +255,11 @@ class DiffusionTransformer(Model):
         totals = self.library.sample(fields[:, 0], generator)
         noise = torch.randn(len(fields), self.preprocessor.n_genes, generator=generator)
         seed = int(torch.randint(2**31, (), generator=generator))
-        drawn = self.net.draw(fields, self._numbers(totals), noise, seed=seed, **how)
+        drawn = self.net.draw(fields, self._numbers(totals), totals, noise, seed=seed, **how)
+        if drawn.rate is not None:
+            counts = torch.empty_like(drawn.x0)
+            counts[:, self.order] = self.net.net.counts.draw(drawn.rate, generator)
+            return sparse.csr_matrix(counts.numpy()), totals
         v = self.code.decode(drawn.x0, drawn.zero_logit, generator)
         x = torch.empty_like(v)
         x[:, self.order] = to_counts(v, totals) if self.config.library else v
@@ -294,6 +310,8 @@ class DiffusionTransformer(Model):
         scale = tensors["gene_mean"], tensors["gene_std"]
         model.preprocessor = rebuild_preprocessor(config["preprocessor"], *scale)
         model.order, model.code = tensors["order"].numpy(), CellCode(**config["code"])
+        if model.code.kind == "counts":
+            model.code = CellCode.of_genes(*(values.numpy()[model.order] for values in scale))
         model.library = LibrarySizes(tensors["log_total"])
         model.net = model._build()
         weights = {k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")}
@@ -369,7 +387,8 @@ class WhiteBoxDiffusionTransformer(DiffusionTransformer):
         atlas = Atlas.of(cells, expression=self.preprocessor.expression)
         rows = np.sort(np.random.default_rng(seed).permutation(atlas.n_obs)[:max_cells])
         steps = self.net.schedule.steps
-        times = np.unique(np.linspace(steps / n_times, steps, n_times).round().astype(int)).tolist()
+        first = max(self.net.last, steps / n_times)  # before `last` nothing was trained
+        times = np.unique(np.linspace(first, steps, n_times).round().astype(int)).tolist()
         known = self._known_cells(atlas, rows)
         return interpret(self.net, known, times, seed=seed, epsilon=epsilon, tokens=tokens)
 
@@ -378,4 +397,6 @@ class WhiteBoxDiffusionTransformer(DiffusionTransformer):
         table = {name: atlas.column(name).iloc[rows].astype(str).to_numpy() for name in self.conditions.names}
         totals = torch.from_numpy(np.asarray(atlas.read(rows).sum(1)).ravel()).float()
         codes = torch.from_numpy(self.conditions.encode(table, len(rows)))
-        return CellsToLearn(self.code.encode(v), v == 0, codes, self._numbers(totals))
+        return CellsToLearn(
+            self.net.centred(self.code.encode(v), codes), v == 0, codes, self._numbers(totals)
+        )

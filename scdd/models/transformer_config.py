@@ -17,7 +17,9 @@ class TransformerConfig:
     ``order`` is file or correlation (patches of genes that vary together). ``schedule`` is linear or cosine.
     ``min_snr`` caps the weight of a time at that signal-to-noise ratio (Hang et al. 2023); 0 weights all
     times of the parameterisation alike. ``library`` conditions on the total count of a cell, which makes
-    samples counts. ``weight_orthonormal`` prices ``|U^T U - I|^2`` of a white box's subspaces.
+    samples counts. With ``zeros="counts"`` diffusion ends where the signal's share of the variance is
+    ``decode_signal``, and counts are drawn from there. ``weight_orthonormal`` prices ``|U^T U - I|^2`` of a
+    white box's subspaces.
 
     ``validation`` is the share of the training cells held out to judge the moving average by, every
     ``validate_every`` steps (None: a tenth, where that is 32 cells or more; see
@@ -36,6 +38,7 @@ class TransformerConfig:
     timesteps: int = 1_000
     min_snr: float = 5.0
     weight_zeros: float = 0.1
+    decode_signal: float = 0.15
     weight_orthonormal: float = 0.0
     condition_dropout: float = 0.1
     sampler: str = "dpm++"
@@ -58,7 +61,15 @@ class TransformerConfig:
     def __post_init__(self) -> None:
         if isinstance(self.shape, dict):
             object.__setattr__(self, "shape", TransformerShape(**self.shape))
+        object.__setattr__(
+            self, "shape", replace(self.shape, counts=self.zeros == "counts", hurdle=self.zeros == "hurdle")
+        )
+        if self.zeros == "counts" and not self.library:
+            raise InputError("zeros='counts' draws counts of a library size; leave library=True")
+        if not 0 < self.decode_signal < 1:
+            raise InputError(f"decode_signal={self.decode_signal}; it lies between 0 and 1")
         choices = {
+            "zeros": ("counts", "hurdle", "negated", "plain"),
             "order": ("file", "correlation"),
             "schedule": ("linear", "cosine"),
             "parameterisation": ("v", "x0", "eps"),
@@ -90,9 +101,12 @@ _PUBLISHED = TransformerConfig(
 )  # fmt: skip
 _DEFAULT = TransformerConfig(
     shape=TransformerShape(
-        patch=16, width=256, heads=4, depth=3, modulation="low_rank", learned_positions=True, hurdle=True
+        patch=64, width=128, heads=4, depth=4, modulation="low_rank", learned_positions=True
     ),
     order="correlation",
+    zeros="counts",
+    schedule="linear",
+    steps=2_000,
 )
 PRESETS = {
     "attention": {"default": _DEFAULT, "published": _PUBLISHED},

@@ -103,7 +103,7 @@ class AutoencoderNet(nn.Module):
         return (self.encode_raw(x) - self.latent_mean) / self.latent_std
 
     def posterior_draw(self, code: Tensor, generator: torch.Generator) -> Tensor:
-        """``z ~ q(z | x)`` [B, d] around standardised codes, which a plain autoencoder gives back as they are.
+        """``z ~ q(z | x)`` [B, d] around standardised codes; a plain autoencoder's stay as they are.
 
         A decoder trained on draws expects draws: from posterior means alone it makes cells too alike.
         """

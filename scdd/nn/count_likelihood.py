@@ -13,9 +13,14 @@ def negative_binomial_loss(counts: Tensor, mu: Tensor, log_theta: Tensor) -> Ten
     costs ``theta log(1 + mu / theta)``; what counts above zero add to that needs three gamma functions,
     which are evaluated for them alone: one entry in ten of a usual cell, five times faster than for all.
     """
+    return negative_binomial_losses(counts, mu, log_theta).sum() / len(counts)
+
+
+def negative_binomial_losses(counts: Tensor, mu: Tensor, log_theta: Tensor) -> Tensor:
+    """The same, summed over cells for every gene [G]."""
     theta = log_theta.exp()
-    nothing = theta * torch.log1p(mu / theta)
+    nothing = (theta * torch.log1p(mu / theta)).sum(0)
     found = counts.nonzero(as_tuple=True)
     k, m, t = counts[found], mu[found], theta.expand_as(mu)[found]
     gained = torch.lgamma(k + t) - torch.lgamma(t) - torch.lgamma(k + 1) + k * (m.log() - (t + m).log())
-    return (nothing.sum() - gained.sum()) / len(counts)
+    return nothing.index_add(0, found[1], -gained)

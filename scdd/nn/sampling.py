@@ -20,15 +20,17 @@ def prepared_for_sampling(
 ) -> DiffusionTransformerNet:
     """A copy of ``net`` whose blocks compute in ``dtype``, each dictionary known by ``eta (D^T - D^T D)``.
 
-    That operator is formed in float32 once, and not in every call. The copy belongs to one draw: training goes
-    on with ``net``, so nothing here outlives the weights it was made of. Tokens and what time and conditions
-    say stay as they are, for in 16 bits times would fall together.
+    That operator is formed in float32 once, and not in every call. The copy belongs to one draw: training
+    goes on with ``net``, so nothing here outlives the weights it was made of. Tokens and what time and
+    conditions say stay as they are, for in 16 bits times would fall together.
     """
     ready = copy.deepcopy(net).requires_grad_(False).eval()
     for part in ready.blocks.modules():
         if isinstance(part, SparseCoding):
             part.operator = ista_operator(part.dictionary, part.step_size).to(dtype)
-    for part in (ready.blocks, ready.leave, *([] if ready.zero is None else [ready.zero])):
+    heads = [] if ready.zero is None else [ready.zero]
+    heads += [] if ready.counts is None else [ready.counts.enter, ready.counts.rest]
+    for part in (ready.blocks, ready.leave, *heads):
         part.to(dtype)
     return ready
 
@@ -36,8 +38,8 @@ def prepared_for_sampling(
 class Conditioned:
     """``net`` under fixed conditions [B, F], [B, K], called with cells [B, G] that all have one time.
 
-    The rows of the modulation, two thirds of the weights of a published white-box block, are computed once for
-    every distinct condition and not for every cell.
+    The rows of the modulation, two thirds of the weights of a published white-box block, are computed once
+    for every distinct condition and not for every cell.
     """
 
     def __init__(
@@ -55,7 +57,14 @@ class Conditioned:
 
     def __call__(self, x: Tensor, t: Tensor) -> Clean:
         """What the network says of ``x`` [B, G] at times ``t`` [B], all the same."""
+        return self.net.clean(x, self._rows(x, t))
+
+    def rate(self, x: Tensor, t: Tensor, totals: Tensor) -> Tensor:
+        """Mean counts [B, G] of ``x`` [B, G] in cells of ``totals`` [B]."""
+        return self.net.rate(x, self._rows(x, t), self.codes[self.place], totals)
+
+    def _rows(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         rows = self.net.rows(t[: len(self.codes)], self.codes, self.numbers, self.dtype)
         if len(self.codes) == 1:
-            return self.net.clean(x, tuple(row.expand(len(x), -1) for row in rows))
-        return self.net.clean(x, tuple(row[self.place] for row in rows))
+            return tuple(row.expand(len(x), -1) for row in rows)
+        return tuple(row[self.place] for row in rows)

@@ -18,6 +18,7 @@ from scdd.nn.branches import (
     SubspaceAttention,
     TokenStatistics,
 )
+from scdd.nn.count_head import CountHead
 from scdd.nn.embeddings import ConditionEmbedding, TimeEmbedding
 from scdd.nn.gene_tokens import GeneTokens
 from scdd.nn.modulation import Modulation, ModulationKind
@@ -39,7 +40,8 @@ class TransformerShape:
     ``mixer`` is attention, subspace or statistics; ``token_map`` is mlp, ista or overcomplete. ``tied``,
     ``residual``, ``learned_threshold`` and ``positive_gates`` are the choices that bring a white-box block
     nearer to its derivation. ``positive_gates`` is for both branches, or for that of the mixer alone
-    (``"attention"``), which is where a negative gate turns compression round.
+    (``"attention"``), which is where a negative gate turns compression round. ``hurdle`` adds logits of
+    zeros, ``counts`` a distribution of counts (:class:`scdd.nn.count_head.CountHead`).
     """
 
     patch: int = 10
@@ -56,6 +58,7 @@ class TransformerShape:
     positive_gates: bool | Literal["attention"] = False
     learned_positions: bool = True
     hurdle: bool = False
+    counts: bool = False
 
 
 class Clean(NamedTuple):
@@ -117,6 +120,8 @@ class DiffusionTransformerNet(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
         self.zero = nn.Linear(width, shape.patch) if shape.hurdle else None
+        classes = conditions[0] if conditions else 0
+        self.counts = CountHead(width, shape.patch, genes, classes) if shape.counts else None
 
     def rows(self, t: Tensor, codes: Tensor, numbers: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Modulation rows [B, D] of times in [0, 1] and conditions."""
@@ -168,15 +173,21 @@ class DiffusionTransformerNet(nn.Module):
         zero = None if self.zero is None else self.tokens.leave(self.zero(y)).float()
         return Clean(self.tokens.leave(self.leave(y)).float(), zero)
 
+    def rate(self, x_t: Tensor, rows: tuple[Tensor, ...], codes: Tensor, totals: Tensor) -> Tensor:
+        """Mean counts [B, G] of noised cells [B, G] with conditions [B, F] and totals [B]."""
+        assert self.counts is not None, "the shape has counts=True"
+        h = self.blocks_of(self.tokens(x_t).to(rows[0].dtype), rows)
+        return self.counts.rate(modulate(h, *rows[-2:]), codes[:, 0], totals)[:, :-1]
+
     def loss(
         self, x0: Tensor, signal: Tensor, noise: Tensor, t: Tensor, codes: Tensor, numbers: Tensor, *,
         seed: Tensor, prediction: Literal["eps", "v", "x0"], weight: Tensor | None = None,
-        zeros: Tensor | None = None,
+        zeros: Tensor | None = None, counts: Tensor | None = None, totals: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """Weighted squared error of the prediction at noise ``seed``; with a hurdle, entropy of zeros.
+        """Weighted squared error of the prediction at noise ``seed``; with heads, their likelihoods.
 
-        ``x0`` [B, G], ``signal``, ``noise``, ``t`` and ``weight`` [B], ``zeros`` bool [B, G]. The noise is
-        drawn inside the first and the last operator, and never lies in memory.
+        ``x0`` and ``counts`` [B, G], ``signal``, ``noise``, ``t``, ``weight`` and ``totals`` [B], ``zeros``
+        bool [B, G]. The noise is drawn inside the first and the last operator, and never lies in memory.
         """
         dtype = _compute_dtype(x0)
         h = self.tokens.noised(x0, signal, noise, seed, dtype)
@@ -192,6 +203,8 @@ class DiffusionTransformerNet(nn.Module):
         if self.zero is not None and zeros is not None:
             logit = self.tokens.leave(self.zero(modulate(h, *rows[-2:]))).float()
             terms["zeros"] = F.binary_cross_entropy_with_logits(logit, zeros.float())
+        if self.counts is not None and counts is not None and totals is not None:
+            terms["counts"] = self.counts.loss(modulate(h, *rows[-2:]), codes[:, 0], counts, totals)
         return terms
 
 
