@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+import copy
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from scdd.diffusion.samplers import plan, sample
 from scdd.diffusion.schedule import NoiseSchedule
-from scdd.nn.sampling import Conditioned, prepared_for_sampling
+from scdd.models.transformer_draw import Drawn, RecordedDraw, draw_once, sampling_device
 from scdd.nn.transformer import DiffusionTransformerNet
 
 if TYPE_CHECKING:
@@ -27,13 +27,6 @@ class CellsToLearn(NamedTuple):
     numbers: Tensor
 
 
-class Drawn(NamedTuple):
-    """Coded cells [B, G] from the sampler, and logits that a gene is zero [B, G] or None."""
-
-    x0: Tensor
-    zero_logit: Tensor | None
-
-
 class TransformerDiffusion(nn.Module):
     """``E_t w(t) |f(sqrt(a_t) x0 + sqrt(1 - a_t) eps, t, c) - target|^2``, and a hurdle for zeros.
 
@@ -48,6 +41,7 @@ class TransformerDiffusion(nn.Module):
         self.schedule = getattr(NoiseSchedule, config.schedule)(config.timesteps)
         snr = self.schedule.alpha_bar.double() / (1 - self.schedule.alpha_bar.double())
         self.register_buffer("weights", _weights(snr, config), persistent=False)
+        self._graphs: dict[tuple[Any, ...], RecordedDraw] = {}
 
     weights: Tensor
 
@@ -77,27 +71,38 @@ class TransformerDiffusion(nn.Module):
     @torch.no_grad()
     def draw(
         self, codes: Tensor, numbers: Tensor, noise: Tensor, *, sampler: str, steps: int, guidance: float,
-        eta: float, seed: int,
+        eta: float, seed: int, graph: bool = False,
     ) -> Drawn:  # fmt: skip
-        """Cells of conditions [B, F], [B, K] from noise [B, G]; computed where the weights lie."""
-        device = self.weights.device
-        codes, numbers, noise = (value.to(device) for value in (codes, numbers, noise))
-        chosen = plan(self.schedule, sampler, steps, self.config.parameterisation, eta=eta)  # type: ignore[arg-type]
-        dtype = torch.bfloat16 if self.config.precision.startswith("bf16") else torch.float32
-        net = prepared_for_sampling(self.net, dtype)
-        given = Conditioned(net, codes, numbers, dtype)
-        none = torch.full_like(codes, -1), torch.full_like(numbers, torch.nan)
-        free = Conditioned(net, *none, dtype) if guidance else None
+        """Cells of conditions [B, F], [B, K] from noise [B, G].
 
-        def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-            return given(x, t).prediction, None if free is None else free(x, t).prediction
+        Computed on ``config.device`` ("auto" is a GPU where there is one); what is drawn comes back to where
+        the noise was. ``graph`` (CUDA) records the calls once and replays them for further blocks of this size.
+        """
+        how: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta}
+        device = sampling_device(self.config.device)
+        given = codes.to(device), numbers.to(device), noise.to(device)
+        if graph:
+            x0, zero = self._recorded(given, **how)(self.net, *given, seed)
+        else:
+            x0, zero = draw_once(self.net, self.config, self.schedule, *given, seed=seed, **how)
+        return Drawn(x0.to(noise.device), None if zero is None else zero.to(noise.device))
 
-        x0 = sample(denoise, self.schedule, noise, chosen, guidance=1 + guidance, seed=seed)
-        if self.net.zero is None:
-            return Drawn(x0, None)
-        # the network judges zeros where there is hardly noise left
-        last = torch.full((len(x0),), 1 / self.schedule.steps, device=device)
-        return Drawn(x0, given(x0, last).zero_logit)
+    def _recorded(self, given: tuple[Tensor, Tensor, Tensor], **how: Any) -> RecordedDraw:
+        key = (*(tuple(value.shape) for value in given), str(given[0].device), *how.values())
+        if key not in self._graphs:
+            self._graphs[key] = RecordedDraw(self.net, self.config, self.schedule, *given, **how)
+        return self._graphs[key]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TransformerDiffusion:
+        """Without recordings, which hold addresses of this very module."""
+        graphs, self._graphs = self._graphs, {}
+        try:
+            twin = self.__class__.__new__(self.__class__)
+            memo[id(self)] = twin
+            twin.__dict__ = copy.deepcopy(self.__dict__, memo)
+        finally:
+            self._graphs = graphs
+        return twin
 
 
 def _weights(snr: Tensor, config: TransformerConfig) -> Tensor:

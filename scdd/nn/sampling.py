@@ -20,8 +20,8 @@ def prepared_for_sampling(
 ) -> DiffusionTransformerNet:
     """A copy of ``net`` whose blocks compute in ``dtype``, each dictionary known by ``eta (D^T - D^T D)``.
 
-    That operator is formed in float32 once, and not in every call. The copy belongs to one draw: training goes
-    on with ``net``, so nothing here outlives the weights it was made of. Tokens and what time and conditions
+    That operator is formed in float32 once, and not in every call. The copy belongs to one draw: training
+    goes on with ``net``, so nothing here outlives the weights it was made of. Tokens and what time and conditions
     say stay as they are, for in 16 bits times would fall together.
     """
     ready = copy.deepcopy(net).requires_grad_(False).eval()
@@ -36,8 +36,8 @@ def prepared_for_sampling(
 class Conditioned:
     """``net`` under fixed conditions [B, F], [B, K], called with cells [B, G] that all have one time.
 
-    The rows of the modulation, two thirds of the weights of a published white-box block, are computed once for
-    every distinct condition and not for every cell.
+    The rows of the modulation, two thirds of the weights of a published white-box block, are computed once
+    for every distinct condition and not for every cell.
     """
 
     def __init__(
@@ -59,3 +59,15 @@ class Conditioned:
         if len(self.codes) == 1:
             return self.net.clean(x, tuple(row.expand(len(x), -1) for row in rows))
         return self.net.clean(x, tuple(row[self.place] for row in rows))
+
+
+@torch.no_grad()
+def refresh(ready: DiffusionTransformerNet, net: DiffusionTransformerNet) -> None:
+    """Bring what :func:`prepared_for_sampling` made up to the weights of ``net``, at the same addresses."""
+    held = ready.state_dict()
+    for name, value in net.state_dict().items():
+        held[name].copy_(value)
+    for mine, theirs in zip(ready.blocks.modules(), net.blocks.modules(), strict=True):
+        if isinstance(mine, SparseCoding) and isinstance(theirs, SparseCoding):
+            assert mine.operator is not None
+            mine.operator.copy_(ista_operator(theirs.dictionary, theirs.step_size))
