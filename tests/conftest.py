@@ -86,6 +86,9 @@ SMALL = {
     "batch_size": 64,
     "quality_batch": 16,
     "classifier_steps": 60,
+    "student_steps": 300,
+    "student_pairs": 2_048,
+    "teacher_steps": 10,
     "device": "cpu",
 }
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
 from .. import _dispatch
+from .._biases import Biases, bias_dtype, require_biases
 from .._check import (
     require_device_of,
     require_dims,
@@ -17,7 +16,6 @@ from .._check import (
     require_like,
     require_number,
     require_shape,
-    require_tensor,
     require_whole,
 )
 from .._dispatch import is_fused
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
     from .._dispatch import Implementation
     from .._segments import SegmentSchedule
-    from .reference import Biases
 
 
 class AttentionRows(NamedTuple):
@@ -209,8 +206,8 @@ def _check(q: Tensor, k: Tensor, lse: Tensor, cu_seqlens: Tensor, scale: float |
     require_like("k", k, tuple(q.shape), "that of q", "q", q)
     require_float("lse", lse)
     require_shape("lse", lse, tuple(q.shape[:2]), "[T, H]")
-    if lse.dtype != _dtype(q):
-        raise TypeError(f"lse has dtype {lse.dtype}; cast it with lse.to({_dtype(q)})")
+    if lse.dtype != bias_dtype(q):
+        raise TypeError(f"lse has dtype {lse.dtype}; cast it with lse.to({bias_dtype(q)})")
     require_device_of("lse", lse, "q", q)
     require_lengths(cu_seqlens, len(q))
     if cu_seqlens.device.type != "cpu":
@@ -226,29 +223,9 @@ def _biases(
     coordinate: Tensor | None,
 ) -> Biases:  # fmt: skip
     """The biases without their gradients, once they are known to fit."""
-    biases = reference.Biases(key_weight, key_value, slope, coordinate)
-    for first, second in (("key_weight", "key_value"), ("slope", "coordinate")):
-        weight, value = getattr(biases, first), getattr(biases, second)
-        if (weight is None) != (value is None):
-            given, missing = (second, first) if weight is None else (first, second)
-            raise ValueError(f"{given} is given and {missing} is None; give both or neither")
-        for name, tensor, size, meaning in (
-            (first, weight, q.shape[1], "[H]"),
-            (second, value, len(q), "[T]"),
-        ):
-            if tensor is None:
-                continue
-            require_tensor(name, tensor)
-            if tensor.dtype != _dtype(q):
-                raise TypeError(f"{name} has dtype {tensor.dtype}; cast it with {name}.to({_dtype(q)})")
-            require_shape(name, tensor, (size,), meaning)
-            require_device_of(name, tensor, "q", q)
-    return reference.Biases(*(None if b is None else b.detach().contiguous() for b in biases))
-
-
-def _dtype(q: Tensor) -> torch.dtype:
-    """What is computed in: float64 as it is, all else in float32."""
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
+    biases = Biases(key_weight, key_value, slope, coordinate)
+    require_biases(q, biases)
+    return Biases(*(None if b is None else b.detach().contiguous() for b in biases))
 
 
 def _limit(q: Tensor) -> str | None:

@@ -10,11 +10,12 @@ and `coordinate` [T], `genes` [T], `chosen` [R].
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
+from .._biases import Biases
 from .._dispatch import outside_autocast
 from .._segments import checked_starts
 
@@ -23,15 +24,6 @@ if TYPE_CHECKING:
 
 # 8 MiB of float32: the scores of one step, which are read several times, should not leave the cache.
 _MOST_SCORES: Final = 2**21
-
-
-class Biases(NamedTuple):
-    """The two terms that a score may have beside the product; each is given whole or not at all."""
-
-    key_weight: Tensor | None = None
-    key_value: Tensor | None = None
-    slope: Tensor | None = None
-    coordinate: Tensor | None = None
 
 
 @outside_autocast

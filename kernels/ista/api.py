@@ -65,8 +65,7 @@ def ista_operator(
     # the product is PyTorch's wherever it runs, and so is had on any device
     anywhere = isinstance(implementation, str) and implementation == "triton"
     if not is_fused("auto" if anywhere else implementation, dictionary):
-        with ops.as_they_are(dictionary):
-            return reference.ista_operator(dictionary, step_size)
+        return reference.ista_operator(dictionary, step_size)
     if isinstance(step_size, Tensor):
         return step_size.to(dictionary.dtype) * ops.IstaOperator.apply(dictionary, 1.0)
     return ops.IstaOperator.apply(dictionary, step_size)
@@ -196,8 +195,7 @@ def _step(
             dictionary, step_size, implementation="auto" if fused else "reference"  # type: ignore[arg-type]
         )  # fmt: skip
     if not fused:
-        with ops.as_they_are(y):
-            return IstaOutput(*reference.ista_step(y, operator, level, offset, residual, gate))
+        return IstaOutput(*reference.ista_step(y, operator, level, offset, residual, gate))
     keep = needs_gradient(y, operator, level, residual, gate)
     return IstaOutput(*ops.IstaStep.apply(y, operator, level, residual, gate, offset, keep, count))
 

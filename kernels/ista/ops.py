@@ -6,7 +6,6 @@ is absent. A result that was not asked for is an empty tensor, as an operator re
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +17,6 @@ from . import reference
 from .reference import none
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from torch.autograd.function import FunctionCtx
 
 
@@ -72,6 +69,12 @@ _backward = _dispatch.define(
 )
 
 
+@_dispatch.outside_autocast
+def _added(to: Tensor, a: Tensor, b: Tensor, step_size: float) -> Tensor:
+    """``step_size * (to - a @ b)``, by one call."""
+    return torch.addmm(to, a, b, beta=step_size, alpha=-step_size)
+
+
 class IstaOperator(torch.autograd.Function):
     """``step_size * (D^T - D^T D)`` with its gradient: one matrix product each way.
 
@@ -84,8 +87,7 @@ class IstaOperator(torch.autograd.Function):
         """Form the operator and keep the dictionary."""
         ctx.save_for_backward(dictionary)
         ctx.step_size = step_size  # type: ignore[attr-defined]
-        with as_they_are(dictionary):
-            return torch.addmm(dictionary.mT, dictionary.mT, dictionary, beta=step_size, alpha=-step_size)
+        return _added(dictionary.mT, dictionary.mT, dictionary, step_size)
 
     @staticmethod
     @once_differentiable
@@ -93,9 +95,7 @@ class IstaOperator(torch.autograd.Function):
         """Return ``step_size * (G^T - D (G + G^T))`` for the gradient G of the operator."""
         (dictionary,) = ctx.saved_tensors
         transposed, step_size = doperator.mT, ctx.step_size
-        with as_they_are(dictionary):
-            both = doperator + transposed
-            return torch.addmm(transposed, dictionary, both, beta=step_size, alpha=-step_size), None
+        return _added(transposed, dictionary, doperator + transposed, step_size), None
 
 
 class IstaStep(torch.autograd.Function):
@@ -114,8 +114,7 @@ class IstaStep(torch.autograd.Function):
         y, operator = y.contiguous(), operator.contiguous()
         residual = None if residual is None else residual.contiguous()
         gate = None if gate is None else unit_stride(gate)
-        with as_they_are(y):
-            out, h, zeros = _forward(y, operator, level, offset, residual, gate, keep, count)
+        out, h, zeros = _forward(y, operator, level, offset, residual, gate, keep, count)
         is_out = residual is None and gate is None
         ctx.mark_non_differentiable(zeros)
         ctx.save_for_backward(out if is_out else h, y, operator, gate)
@@ -127,18 +126,9 @@ class IstaStep(torch.autograd.Function):
         """Return a gradient for every argument of `forward`."""
         dout = dout.contiguous()
         need = ctx.needs_input_grad
-        with as_they_are(dout):
-            dy, doperator, dlevel, dgate = _backward(dout, *ctx.saved_tensors, *need[:3])
+        dy, doperator, dlevel, dgate = _backward(dout, *ctx.saved_tensors, *need[:3])
         found = (dy, doperator, dlevel, dout, dgate, None, None, None)
         return tuple(grad if needed else None for grad, needed in zip(found, need, strict=True))
-
-
-def as_they_are(tensor: Tensor) -> AbstractContextManager[object]:
-    """Keep autocast from the products inside an operator: it would cast one operand and not the other."""
-    device = tensor.device.type
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
 
 
 def unit_stride(per_cell: Tensor) -> Tensor:

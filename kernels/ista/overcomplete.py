@@ -8,7 +8,6 @@ from .._check import require_device_of, require_dims, require_dtype_of, require_
 from .._dispatch import is_fused
 from . import overcomplete_ops, overcomplete_reference
 from .api import IstaOutput, check_rows, level_of, needs_gradient
-from .ops import as_they_are
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,12 +124,11 @@ def _step(
     require_number("step_size", step_size)
     level, offset = level_of(x, dictionary.shape[1], step_size, threshold)
     if not is_fused(implementation, x):
-        with as_they_are(x):
-            return IstaOutput(
-                *overcomplete_reference.overcomplete_step(
-                    x, dictionary, readout, level, offset, step_size, residual, gate
-                )
+        return IstaOutput(
+            *overcomplete_reference.overcomplete_step(
+                x, dictionary, readout, level, offset, step_size, residual, gate
             )
+        )
     keep = needs_gradient(x, dictionary, readout, level, residual, gate)
     return IstaOutput(
         *overcomplete_ops.OvercompleteIstaStep.apply(

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import _dispatch
 from . import overcomplete_reference as reference
-from .ops import as_they_are, unit_stride, wide_dtype
+from .ops import unit_stride, wide_dtype
 from .reference import none
 
 
@@ -85,10 +85,9 @@ class OvercompleteIstaStep(torch.autograd.Function):
         x, dictionary, readout = x.contiguous(), dictionary.contiguous(), readout.contiguous()
         residual = None if residual is None else residual.contiguous()
         gate = None if gate is None else unit_stride(gate)
-        with as_they_are(x):
-            out, *kept, zeros = _forward(
-                x, dictionary, readout, level, offset, step_size, residual, gate, keep, count
-            )
+        out, *kept, zeros = _forward(
+            x, dictionary, readout, level, offset, step_size, residual, gate, keep, count
+        )
         ctx.mark_non_differentiable(zeros)
         ctx.save_for_backward(x, dictionary, readout, *kept, gate)
         ctx.step_size = step_size
@@ -100,9 +99,8 @@ class OvercompleteIstaStep(torch.autograd.Function):
         """Return a gradient for every argument of `forward`."""
         dout = dout.contiguous()
         need = ctx.needs_input_grad
-        with as_they_are(dout):
-            dx, ddictionary, dreadout, dlevel, dgate = _backward(
-                dout, *ctx.saved_tensors, ctx.step_size, *need[:4]
-            )
+        dx, ddictionary, dreadout, dlevel, dgate = _backward(
+            dout, *ctx.saved_tensors, ctx.step_size, *need[:4]
+        )
         found = (dx, ddictionary, dreadout, dlevel, dout, dgate, None, None, None, None)
         return tuple(grad if needed else None for grad, needed in zip(found, need, strict=True))

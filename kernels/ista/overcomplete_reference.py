@@ -13,9 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._dispatch import outside_autocast
 from .reference import count_zeros, gated, none, per_row, sum_rows, wide
 
 
+@outside_autocast
 def overcomplete_step(
     x: Tensor, dictionary: Tensor, readout: Tensor, level: Tensor | None, offset: float, step_size: float,
     residual: Tensor | None, gate: Tensor | None,

@@ -13,13 +13,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._dispatch import outside_autocast
 
+
+@outside_autocast
 def ista_operator(dictionary: Tensor, step_size: float | Tensor) -> Tensor:
     """``step_size * (D^T - D^T D)``."""
     d = wide(dictionary)
     return (step_size * (d.mT - d.mT @ d)).to(dictionary.dtype)
 
 
+@outside_autocast
 def ista_step(
     y: Tensor, operator: Tensor, level: Tensor | None, offset: float,
     residual: Tensor | None, gate: Tensor | None,

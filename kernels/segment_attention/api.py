@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from .._biases import Biases, require_biases
 from .._check import (
     require_device_of,
     require_dims,
     require_float,
     require_like,
     require_number,
-    require_shape,
-    require_tensor,
 )
 from .._dispatch import is_fused
 from .._segments import require_lengths, require_schedule, segment_schedule
 from . import ops, reference, tiles
-from .reference import Biases
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -212,23 +210,7 @@ def _check(
 
 
 def _check_biases(q: Tensor, biases: Biases) -> None:
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    for first, second in (("key_weight", "key_value"), ("slope", "coordinate")):
-        weight, value = getattr(biases, first), getattr(biases, second)
-        if (weight is None) != (value is None):
-            given, missing = (second, first) if weight is None else (first, second)
-            raise ValueError(f"{given} is given and {missing} is None; give both or neither")
-        for name, tensor, size, meaning in (
-            (first, weight, q.shape[1], "[H]"),
-            (second, value, len(q), "[T]"),
-        ):
-            if tensor is None:
-                continue
-            require_tensor(name, tensor)
-            if tensor.dtype != dtype:
-                raise TypeError(f"{name} has dtype {tensor.dtype}; cast it with {name}.to({dtype})")
-            require_shape(name, tensor, (size,), meaning)
-            require_device_of(name, tensor, "q", q)
+    require_biases(q, biases)
     if biases.coordinate is not None and biases.coordinate.requires_grad and torch.is_grad_enabled():
         raise ValueError("coordinate wants a gradient and gets none; pass coordinate.detach()")
 

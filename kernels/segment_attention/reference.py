@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._biases import Biases
 from .._dispatch import outside_autocast
 from .._segments import checked_starts
 
@@ -29,21 +30,6 @@ _MOST_SCORES: Final = 2**21
 
 _FLASH_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-
-class Biases(NamedTuple):
-    """The two terms that a score may have beside the product; each is given whole or not at all."""
-
-    key_weight: Tensor | None = None
-    key_value: Tensor | None = None
-    slope: Tensor | None = None
-    coordinate: Tensor | None = None
-
-    def of_rows(self, rows: slice | Tensor) -> Biases:
-        """The same for some rows of the batch."""
-        key_value = None if self.key_value is None else self.key_value[rows]
-        coordinate = None if self.coordinate is None else self.coordinate[rows]
-        return Biases(self.key_weight, key_value, self.slope, coordinate)
 
 
 @outside_autocast

@@ -1,20 +1,19 @@
-"""The verbs: distill, train, generate, evaluate, fidelity, simulate, pack, info."""
+"""The verbs: distill, train, generate, evaluate, fidelity, interpret, simulate, pack, info."""
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from scdd.cli import fidelity as fidelity_verb
+from scdd.cli import interpret as interpret_verb
 from scdd.cli import options as opt
 from scdd.cli import pack as pack_verb
+from scdd.cli import train as train_verb
+from scdd.cli.opening import hold_out, open_atlas
 from scdd.errors import InputError
-
-if TYPE_CHECKING:
-    from scdd.data.atlas import Atlas
 
 app = typer.Typer(
     name="scdd",
@@ -24,27 +23,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     add_completion=False,
 )
-
-
-def _open(
-    paths: list[str],
-    label: str | None,
-    layer: str,
-    expression: str,
-    drop_unlabelled: bool,
-    min_class_cells: int,
-) -> Atlas:
-    from scdd.data.atlas import Atlas
-
-    atlas = Atlas(paths[0] if len(paths) == 1 else paths, layer=layer, expression=expression)
-    if label and drop_unlabelled:
-        atlas = atlas.drop_unlabelled(label)
-    if label and min_class_cells > 1:
-        atlas.labels(label)  # unlabelled cells are an error of their own, not a rare class
-        atlas = atlas.drop_rare(label, min_class_cells)
-    for note in atlas.notes():
-        typer.echo(note)
-    return atlas
 
 
 @app.command(
@@ -112,11 +90,11 @@ def distill(
     check_writable(out, suffixes=(".h5ad", ".zarr"), inputs=atlas)
     if report is not None:
         check_writable(report, suffixes=(".html",), inputs=atlas)
-    whole = _open(atlas, label, layer, expression, drop_unlabelled, min_class_cells)
+    whole = open_atlas(atlas, label, layer, expression, drop_unlabelled, min_class_cells)
     model = SCDG.load(generator) if generator else None
     train, held_out = whole, None
     if report is not None:
-        train, held_out = _hold_out(whole, label, split_by, test_group or test, seed)
+        train, held_out = hold_out(whole, label, split_by, test_group or test, seed)
         if model is not None and model.trained_on != train.fingerprint():
             raise InputError(
                 f"--generator {generator} was not trained on exactly the training part, so the held-out cells may "
@@ -182,15 +160,6 @@ def _say_short_classes(result: Any, label: str, wanted: int) -> None:
         )
 
 
-def _hold_out(atlas: Atlas, label: str, by: str | None, test: Any, seed: int) -> tuple[Atlas, Atlas]:
-    if not test:
-        raise InputError("--report needs held-out cells and --test is 0; leave --report out, or raise --test")
-    train, held_out = atlas.split(by=by, label_key=label, test=test, seed=seed)
-    how = f"whole groups of {by}" if by else "at random within classes"
-    typer.echo(f"held out {held_out.n_obs:,} of {atlas.n_obs:,} cells ({how})")
-    return train, held_out
-
-
 def _report(
     result: Any, train: Any, test: Any, label: str, others: Any, seeds: int, path: Path | None, progress: bool
 ) -> None:
@@ -205,77 +174,7 @@ def _report(
         typer.echo(f"wrote {path}")
 
 
-class Trainable(StrEnum):
-    """What can be trained."""
-
-    scdg = "scdg"
-    autoencoder = "autoencoder"
-
-
-@app.command(epilog="Example: scdd train scdg atlas.h5ad --label cell_type --condition disease -o model/")
-def train(
-    kind: Annotated[
-        Trainable, typer.Argument(help="scdg: the one-step generator. autoencoder: its latent space alone.")
-    ],
-    atlas: opt.Atlas,
-    out: opt.Out,
-    label: Annotated[
-        str | None, typer.Option("--label", "-l", help="Column of obs that holds the classes (scdg).")
-    ] = None,
-    condition: opt.Conditions = None,
-    objective: Annotated[
-        str, typer.Option(help="code_then_noise, or mean_flow: the code is the noise.")
-    ] = "code_then_noise",
-    head: Annotated[str, typer.Option(help="gaussian (log1p) or nb (raw counts).")] = "gaussian",
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Mini-batches for each stage, in place of the preset's.")
-    ] = None,
-    split_by: opt.SplitBy = None,
-    test: opt.TestShare = 0.0,
-    test_group: opt.TestGroups = None,
-    preset: opt.PresetChoice = opt.Preset.fast,
-    expression: opt.ExpressionKind = opt.Expression.counts,
-    layer: opt.Layer = "auto",
-    genes: opt.Genes = 2_000,
-    drop_unlabelled: opt.Unlabelled = False,
-    min_class_cells: opt.MinClass = 1,
-    checkpoints: opt.Resume = None,
-    seed: opt.Seed = 0,
-    device: opt.Device = "auto",
-    progress: opt.Progress = True,
-) -> None:
-    """Train a model and save it as a folder of JSON and safetensors."""
-    from scdd.models.autoencoder import Autoencoder
-    from scdd.models.config import resolve_config
-    from scdd.models.scdg import SCDG
-    from scdd.output import check_writable
-
-    check_writable(out)
-    changes: dict[str, Any] = {
-        "objective": objective,
-        "autoencoder_head": head,
-        "seed": seed,
-        "device": device,
-    }
-    changes["autoencoder_n_top_genes"] = genes or None
-    if steps is not None:
-        changes |= {"steps": steps, "autoencoder_steps": steps}
-    config = resolve_config(preset.value, changes)
-    if kind is Trainable.scdg and label is None:
-        raise InputError("scdg is conditioned on classes: name their obs column with --label")
-    cells = _open(atlas, label, layer, expression, drop_unlabelled, min_class_cells)
-    if test or test_group:
-        cells, _ = _hold_out(cells, str(label), split_by, test_group or test, seed)
-    folder = checkpoints
-    model: Any
-    if kind is Trainable.scdg:
-        model = SCDG(cells, label_key=str(label), conditions=condition or (), config=config)
-        model.fit(checkpoint=folder, progress=progress)
-    else:
-        model = Autoencoder(cells, config=config.autoencoder)
-        model.fit(checkpoint=None if folder is None else folder / "autoencoder.pt", progress=progress)
-    model.save(out)
-    typer.echo(f"wrote {out}: {kind.value} of {cells.n_obs:,} cells, {model.preprocessor.n_genes:,} genes")
+train_verb.register(app)
 
 
 @app.command(epilog="Example: scdd generate model/ -n 1000 --condition 'cell_type=B cell' -o cells.h5ad")
@@ -406,6 +305,7 @@ def simulate(
 
 
 fidelity_verb.register(app)
+interpret_verb.register(app)
 pack_verb.register(app)
 
 

@@ -29,8 +29,11 @@ def initial_codes(
     """
     if init not in INITS:
         raise InputError(f"init={init!r}; choose one of {', '.join(INITS)}")
-    if generator.config.objective == "mean_flow" and init != "random":
-        raise InputError(f"init={init!r}: a mean_flow code is noise, not a clean latent; pass init='random'")
+    if generator.config.code_is_noise and init != "random":
+        raise InputError(
+            f"init={init!r}: a {generator.config.objective} code is noise, not a clean latent; "
+            "pass init='random'"
+        )
     rng = np.random.default_rng(seed)
     stream = torch.Generator().manual_seed(seed)
     pieces = []

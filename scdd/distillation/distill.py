@@ -161,8 +161,7 @@ def distill(
         else:
             faithful = preset == "faithful"
             choice = {
-                "init": init
-                or ("random" if faithful or generator.config.objective == "mean_flow" else "kmeans"),
+                "init": init or ("random" if faithful or generator.config.code_is_noise else "kmeans"),
                 "rendering": rendering or ("mean" if faithful else "spectrum"),
                 "shrinkage": 0.0 if faithful else shrinkage,
                 "code_noise": faithful,
@@ -232,7 +231,7 @@ def _optimise(
     # Matching codes carry no noise of their own: a frozen draw would displace each row by a random
     # direction of its class, which one row a class cannot average out.
     eps = torch.zeros_like(start)
-    if code_noise or generator.config.objective == "mean_flow":
+    if code_noise or generator.config.code_is_noise:
         eps = torch.randn(start.shape, generator=torch.Generator().manual_seed(task.seed + 1))
 
     def latent(z: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -246,7 +245,7 @@ def _optimise(
     net = generator.autoencoder.net
 
     def excess(z: torch.Tensor) -> torch.Tensor:
-        if generator.config.objective == "mean_flow":
+        if generator.config.code_is_noise:
             return (z.square().mean(1) - 1).clamp_min(0)
         return generator.priors.excess(z, own)
 

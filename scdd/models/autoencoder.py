@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,13 +17,14 @@ from scdd.data.statistics.moments import column_moments
 from scdd.errors import InputError
 from scdd.models.base import Model
 from scdd.models.config import AutoencoderConfig
+from scdd.models.validation import HeldOutCells, hold_out
 from scdd.nn.autoencoder import AutoencoderNet
 from scdd.nn.heads import Observed
+from scdd.train.checkpoint import identifying
 from scdd.train.loop import TrainConfig, train
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -76,9 +77,11 @@ class Autoencoder(Model):
         fit = {"n_top_genes": self.config.n_top_genes, "flavor": self.config.flavor}
         self.preprocessor = preprocessor or Preprocessor.fit(self.atlas, **fit)  # type: ignore[arg-type]
         self.labels: torch.Tensor | None = None
-        if label_key is not None and self.config.label_weight > 0:
-            codes, names = self.atlas.labels(label_key)
-            self.labels, self.classes = torch.from_numpy(codes), len(names)
+        self._strata: np.ndarray | None = None
+        if label_key is not None:
+            self._strata, names = self.atlas.labels(label_key)
+            if self.config.label_weight > 0:
+                self.labels, self.classes = torch.from_numpy(self._strata), len(names)
         self.net = self._build()
 
     def _build(self) -> AutoencoderNet:
@@ -95,26 +98,30 @@ class Autoencoder(Model):
             label_weight=c.label_weight,
         )
 
-    def fit(self, *, checkpoint: Path | None = None, progress: bool = True) -> Self:
-        """Train, then measure the latents' mean and standard deviation in one pass."""
+    def fit(
+        self, *, checkpoint: str | Path | None = None, log: str | Path | None = None, progress: bool = True
+    ) -> Self:
+        """Train, then measure the latents' mean and standard deviation in one pass.
+
+        With ``checkpoint`` (a file) a run continues where it was; ``log`` is a .csv file or a folder.
+        """
         c = self.config
         self.net.requires_grad_(True)
         self._start_from_data()
         torch.manual_seed(c.seed)
-        loader = self.loader(self.atlas, batch_size=c.batch_size, shuffle=True, seed=c.seed)
+        parts = hold_out(self.atlas.n_obs, c.validation, codes=self._strata, seed=c.seed)
+        loader = self.loader(self.atlas, batch_size=c.batch_size, rows=parts.train, shuffle=True, seed=c.seed)
         settings = TrainConfig(
-            steps=c.steps,
-            batch_size=c.batch_size,
-            lr=c.lr,
-            device=c.device,
-            precision=c.precision,
-            seed=c.seed,
-            ema=0.99,
-        )
+            steps=c.steps, batch_size=c.batch_size, lr=c.lr, device=c.device, precision=c.precision,
+            seed=c.seed, ema=0.99, validate_every=c.validate_every, patience=c.patience,
+            min_delta=c.min_delta, compile=c.compile,
+        )  # fmt: skip
         net, self.history = train(
             self.net, "loss", loader, settings,
-            label="autoencoder", prepare=self._with_label, checkpoint=checkpoint,
-            identity=self._identity(), progress=progress,
+            label="autoencoder", prepare=self._with_label,
+            validation=self.held_out(parts.validation, c.batch_size, self._with_label),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            identity=self._identity(), log=None if log is None else Path(log), progress=progress,
         )  # fmt: skip
         self.net = net  # type: ignore[assignment]
         self._standardise_latents()
@@ -122,11 +129,20 @@ class Autoencoder(Model):
         self.fitted = True
         return self
 
+    def held_out(
+        self, rows: np.ndarray | None, batch_size: int, prepare: Callable[[CellBatch], Any]
+    ) -> HeldOutCells | None:
+        """The validation cells ``rows`` of the atlas as this model wants them; held in memory."""
+        if rows is None:
+            return None
+        cells = self.atlas.subset(rows).within_memory()
+        return HeldOutCells(self.loader(cells, batch_size=batch_size, shuffle=False), rows, prepare)
+
     def _identity(self) -> dict[str, Any]:
         """What a checkpoint must agree with: settings, genes, cells and labels."""
         labels = b"" if self.labels is None else self.labels.numpy().tobytes()
         return {
-            "model": json.dumps(asdict(self.config), sort_keys=True),
+            "model": identifying(asdict(self.config)),
             "genes": hashlib.sha256("\n".join(self.preprocessor.genes).encode()).hexdigest(),
             "atlas": self.atlas.fingerprint(),
             "labels": hashlib.sha256(labels).hexdigest(),
@@ -155,7 +171,8 @@ class Autoencoder(Model):
         """Batches of an atlas as this model wants them."""
         counts = self.config.head == "nb"
         # A last batch of one cell has no variance for batch norm; partial batches are dropped in training.
-        small = options["batch_size"] > atlas.n_obs
+        rows = options.get("rows")
+        small = options["batch_size"] > (atlas.n_obs if rows is None else len(rows))
         drop = options.get("shuffle", False) and not small
         return CellLoader(atlas, preprocessor=self.preprocessor, counts=counts, drop_last=drop, **options)
 
@@ -166,7 +183,9 @@ class Autoencoder(Model):
             z = self.net.encode_raw(x).double()
             total, square, n = total + z.sum(0), square + z.square().sum(0), n + len(z)
         mean = total / n
-        std = (square / n - mean**2).clamp_min(1e-8).sqrt()
+        # of draws from q(z | x): dimensions that the decoder does not use are all posterior
+        variance = (square / n - mean**2).clamp_min(1e-8) + self.net.posterior_spread.double().square()
+        std = variance.sqrt()
         self.net.latent_mean.copy_(mean)
         self.net.latent_std.copy_(std)
 

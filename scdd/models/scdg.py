@@ -20,7 +20,10 @@ from scdd.models.conditions import Conditions
 from scdd.models.config import SCDGConfig, resolve_config
 from scdd.models.priors import ClassPriors
 from scdd.models.scdg_net import Conditioned, LatentBatch, QualityWeights, SCDGNet
+from scdd.models.student import train_student
+from scdd.models.validation import Parts, hold_out
 from scdd.nn.heads import NegativeBinomialHead
+from scdd.train.checkpoint import identifying
 from scdd.train.loop import TrainConfig, train
 
 if TYPE_CHECKING:
@@ -52,8 +55,9 @@ class SCDG(Model):
     Notes
     -----
     Two readings of "single step" are built in. ``objective="code_then_noise"`` (default): a code lies in
-    clean latent space, is noised to ``t_star`` and denoised in one call. ``objective="mean_flow"``: the
-    code is the initial noise, and the network is trained as a one-step flow map. A plain denoiser read at
+    clean latent space, is noised to ``t_star`` and denoised in one call. The others: the code is the initial
+    noise, and the network is trained as a one-step map, by ``"mean_flow"``, by ``"consistency"``, or as a
+    student ``"distilled"`` from the denoiser (which ``steps > 1`` then samples). A plain denoiser read at
     t = T would return the class mean whatever the code.
 
     Reconstructed from the abstract of scDD (arXiv 2503.04357) and its building blocks.
@@ -104,16 +108,23 @@ class SCDG(Model):
             parameterisation=c.parameterisation,
             condition_dropout=c.condition_dropout,
             quality=QualityWeights(c.weight_latent, c.weight_expression, c.weight_classifier),
+            steps=c.steps,
+            grid=c.consistency_grid,
         )
 
-    def fit(self, *, checkpoint: str | Path | None = None, progress: bool = True) -> Self:
-        """Train autoencoder, judge and denoiser in turn; keep the denoiser's moving average.
+    def fit(
+        self, *, checkpoint: str | Path | None = None, log: str | Path | None = None, progress: bool = True
+    ) -> Self:
+        """Train autoencoder, judge, denoiser and (``distilled``) student in turn; keep moving averages.
 
-        With ``checkpoint`` (a folder) an interrupted run continues where it was, to the same numbers.
+        With ``checkpoint`` (a folder) an interrupted run continues where it was, to the same numbers. ``log``
+        is a folder, for a CSV file of each stage and TensorBoard's events.
         """
+        if log is not None and Path(log).suffix == ".csv":
+            raise InputError(f"log={str(log)!r}: SCDG is trained in stages; name a folder")
         places = {name: None if checkpoint is None else Path(checkpoint) / f"{name}.pt" for name in _STAGES}
         if not self.autoencoder.fitted:
-            self.autoencoder.fit(checkpoint=places["autoencoder"], progress=progress)
+            self.autoencoder.fit(checkpoint=places["autoencoder"], log=log, progress=progress)
         self.history["autoencoder"] = self.autoencoder.history
         self.net = self._build()
         c = self.config
@@ -125,17 +136,32 @@ class SCDG(Model):
         def judged(batch: CellBatch) -> Conditioned:
             return Conditioned(observed(batch), fields[torch.from_numpy(batch.row_ids)])
 
-        def encoded(batch: CellBatch) -> LatentBatch:
-            rows = _with_more_rows(batch.row_ids, len(codes), c.batch_size)
-            return LatentBatch(codes[rows], fields[rows], observed(batch))
+        parts = hold_out(len(codes), c.validation, codes=fields[:, 0].numpy(), seed=c.seed)
 
-        options: dict[str, Any] = {"checkpoint": places, "progress": progress}
-        self._stage("classifier", "classifier_loss", judged, c.classifier_steps, 128, 0.95, **options)
+        def encoded(pool: np.ndarray | None) -> Callable[[CellBatch], LatentBatch]:
+            def prepare(batch: CellBatch) -> LatentBatch:
+                rows = _with_more_rows(batch.row_ids, len(codes) if pool is None else pool, c.batch_size)
+                return LatentBatch(codes[rows], fields[rows], observed(batch))
+
+            return prepare
+
+        options: dict[str, Any] = {"checkpoint": places, "log": log, "progress": progress, "parts": parts}
+        self._stage(
+            "classifier", "classifier_loss", lambda _: judged, c.classifier_steps, 128, 0.95, **options
+        )
         self.net.classifier.requires_grad_(False)
         self._stage("generator", "loss", encoded, c.steps, c.quality_batch, c.ema, **options)
+        if c.objective == "distilled":
+            self.net, self.history["student"] = train_student(
+                self.net, fields, c,
+                checkpoint=places["student"], identity=self._identity(),
+                log=None if log is None else Path(log), progress=progress,
+            )  # fmt: skip
         self.net.requires_grad_(False)
         self.autoencoder.net = self.net.autoencoder
-        self.priors = ClassPriors.fit(codes, totals, fields[:, 0], self.conditions.sizes[0])
+        stream = torch.Generator().manual_seed(c.seed)
+        drawn = self.autoencoder.net.posterior_draw(codes, stream)
+        self.priors = ClassPriors.fit(drawn, totals, fields[:, 0], self.conditions.sizes[0])
         self.trained_on = self.atlas.fingerprint()
         self.fitted = True
         return self
@@ -144,24 +170,31 @@ class SCDG(Model):
         self,
         name: str,
         loss: str,
-        prepare: Callable[[CellBatch], Any],
+        prepare: Callable[[np.ndarray | None], Callable[[CellBatch], Any]],
         steps: int,
         batch_size: int,
         ema: float,
         *,
+        parts: Parts,
         checkpoint: dict[str, Path | None],
+        log: str | Path | None,
         progress: bool,
     ) -> None:
+        """``prepare``: the rows that may be used -> a loader's batch -> what the loss takes."""
         c = self.config
-        loader = self.autoencoder.loader(self.atlas, batch_size=batch_size, shuffle=True, seed=c.seed + 1)
+        loader = self.autoencoder.loader(
+            self.atlas, batch_size=batch_size, rows=parts.train, shuffle=True, seed=c.seed + 1
+        )
         settings = TrainConfig(
-            steps=steps, batch_size=batch_size, lr=c.lr, ema=ema,
-            device=c.device, precision=c.precision, seed=c.seed,
+            steps=steps, batch_size=batch_size, lr=c.lr, ema=ema, device=c.device, precision=c.precision,
+            seed=c.seed, validate_every=c.validate_every, patience=c.patience, min_delta=c.min_delta,
+            compile=c.compile,
         )  # fmt: skip
         net, self.history[name] = train(
-            self.net, loss, loader, settings,
-            label=name, prepare=prepare, checkpoint=checkpoint[name],
-            identity=self._identity(), progress=progress,
+            self.net, loss, loader, settings, label=name, prepare=prepare(parts.train),
+            validation=self.autoencoder.held_out(parts.validation, batch_size, prepare(parts.validation)),
+            checkpoint=checkpoint[name],
+            identity=self._identity(), log=None if log is None else Path(log), progress=progress,
         )  # fmt: skip
         self.net = net  # type: ignore[assignment]
 
@@ -170,7 +203,7 @@ class SCDG(Model):
         conditions = json.dumps(self.conditions.to_dict(), sort_keys=True)
         return {
             **self.autoencoder._identity(),
-            "model": json.dumps(self.config.to_dict(), sort_keys=True),
+            "model": identifying(self.config.to_dict()),
             "conditions": hashlib.sha256(conditions.encode()).hexdigest(),
             "encoder": self.autoencoder.weights_hash(),
         }
@@ -204,7 +237,13 @@ class SCDG(Model):
 
     def latent(self, code: Tensor, eps: Tensor, fields: Tensor, *, guidance: float | None = None) -> Tensor:
         """The clean latent [n, d] of codes [n, d], differentiable in them."""
-        w = self.config.guidance if guidance is None else guidance
+        c = self.config
+        w = c.guidance if guidance is None else guidance
+        if c.objective == "distilled" and w != c.guidance:
+            raise InputError(
+                f"guidance={w}: the student was distilled with guidance={c.guidance}, which one step cannot "
+                "leave; take more steps, or train with the guidance that is wanted"
+            )
         return self.net.one_step(code, eps, fields, t_star=self.config.t_star, guidance=w)
 
     def _typical_totals(self, fields: Tensor) -> Tensor:
@@ -230,7 +269,7 @@ class SCDG(Model):
         condition
             ``obs`` column -> one value or n values; columns left out follow the training composition.
         steps
-            1: one network call from a draw of the class prior (from noise, for ``mean_flow``);
+            1: one network call from a draw of the class prior (``code_then_noise``) or from noise;
             K > 1: K calls from pure noise.
         guidance
             Classifier-free guidance w in ``(1 + w) f(c) - w f(null)``.
@@ -273,10 +312,9 @@ class SCDG(Model):
         label, shape = fields[:, 0], (len(fields), self.autoencoder.config.latent)
         eps = torch.randn(shape, generator=generator)
         if steps > 1:
-            clean = self.net.many_steps(eps, fields, steps=steps, guidance=w)
+            clean = self.net.many_steps(eps, fields, steps=steps, guidance=w, generator=generator)
         else:
-            from_noise = self.config.objective == "mean_flow"
-            code = eps if from_noise else self.priors.sample(label, generator)
+            code = eps if self.config.code_is_noise else self.priors.sample(label, generator)
             clean = self.latent(code, eps, fields, guidance=w)
         totals = self.priors.sample_totals(label, generator)
         features, head = self.net.autoencoder.features(clean), self.net.autoencoder.head
@@ -345,7 +383,7 @@ class SCDG(Model):
         return model
 
 
-_STAGES = ("autoencoder", "classifier", "generator")
+_STAGES = ("autoencoder", "classifier", "generator", "student")
 
 
 def _count(n: int | None, condition: Mapping[str, Any]) -> int:
@@ -360,11 +398,14 @@ def _count(n: int | None, condition: Mapping[str, Any]) -> int:
     return n
 
 
-def _with_more_rows(rows: np.ndarray, n: int, size: int) -> Tensor:
-    """``rows``, then others up to ``size`` in all, drawn by a generator seeded with the rows themselves.
+def _with_more_rows(rows: np.ndarray, pool: np.ndarray | int, size: int) -> Tensor:
+    """``rows``, then others of ``pool`` (n: of 0..n-1) up to ``size`` in all.
+
+    They are drawn by a generator seeded with the rows themselves.
 
     A pure function of the loader's batch, so that a resumed run draws what the first would have.
     """
+    n = pool if isinstance(pool, int) else len(pool)
     extra = max(min(size, n) - len(rows), 0)
-    rng = np.random.default_rng(rows)
-    return torch.from_numpy(np.concatenate([rows, rng.integers(n, size=extra)]))
+    drawn = np.random.default_rng(rows).integers(n, size=extra)
+    return torch.from_numpy(np.concatenate([rows, drawn if isinstance(pool, int) else pool[drawn]]))

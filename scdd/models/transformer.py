@@ -20,10 +20,13 @@ from scdd.models.base import Model
 from scdd.models.cell_code import CellCode, to_counts
 from scdd.models.conditions import Conditions
 from scdd.models.gene_order import correlation_order
-from scdd.models.interpretation import Interpretation, interpret
+from scdd.models.interpretation import TokenForm, interpret
 from scdd.models.library_sizes import LibrarySizes
 from scdd.models.transformer_config import TransformerConfig, resolve
 from scdd.models.transformer_net import CellsToLearn, TransformerDiffusion
+from scdd.models.validation import HeldOutCells, hold_out
+from scdd.models.white_box_variants import variant_of, variant_switches
+from scdd.train.checkpoint import identifying
 from scdd.train.loop import TrainConfig, train
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from scdd.data.loading.batch import CellBatch
+    from scdd.models.interpretation_result import Interpretation
 
 _BLOCK = 512
 
@@ -93,32 +97,55 @@ class DiffusionTransformer(Model):
         if c.order == "correlation":
             self.order = correlation_order(self.atlas, self.preprocessor, seed=c.seed)
 
-    def fit(self, *, checkpoint: str | Path | None = None, progress: bool = True) -> Self:
-        """Train, and keep the moving average; with ``checkpoint`` (a file) a run continues where it was."""
+    def fit(
+        self, *, checkpoint: str | Path | None = None, log: str | Path | None = None, progress: bool = True
+    ) -> Self:
+        """Train, and keep the best moving average.
+
+        Parameters
+        ----------
+        checkpoint
+            A file; a run that was interrupted or diverged continues from it.
+        log
+            A .csv file, or a folder for a CSV file and TensorBoard's events.
+        """
         from pathlib import Path
 
         c = self.config
         self._measure()
         torch.manual_seed(c.seed)
         net = self._build()
-        loader = CellLoader(
-            self.atlas, preprocessor=self.preprocessor, batch_size=c.batch_size, shuffle=True,
-            seed=c.seed + 1, drop_last=c.batch_size <= self.atlas.n_obs,
-        )  # fmt: skip
+        parts = hold_out(self.atlas.n_obs, c.validation, codes=self._codes[:, 0].numpy(), seed=c.seed)
+        n = self.atlas.n_obs if parts.train is None else len(parts.train)
+        loader = self._loader(
+            self.atlas, rows=parts.train, shuffle=True, seed=c.seed + 1, drop_last=c.batch_size <= n
+        )
         settings = TrainConfig(
             steps=c.steps, batch_size=c.batch_size, lr=c.lr, weight_decay=c.weight_decay, ema=c.ema,
-            device=c.device, precision=c.precision, seed=c.seed,
+            device=c.device, precision=c.precision, seed=c.seed, validate_every=c.validate_every,
+            patience=c.patience, min_delta=c.min_delta, compile=c.compile,
         )  # fmt: skip
         trained, self.history = train(
             net, "loss", loader, settings, label=type(self).__name__, prepare=self._to_learn,
+            validation=self._held_out(parts.validation),
             checkpoint=None if checkpoint is None else Path(checkpoint), identity=self._identity(),
-            progress=progress,
+            log=None if log is None else Path(log), progress=progress,
         )  # fmt: skip
         assert isinstance(trained, TransformerDiffusion)
         self.net = trained.requires_grad_(False)
         self.trained_on = self.atlas.fingerprint()
         self.fitted = True
         return self
+
+    def _loader(self, atlas: Atlas, **options: Any) -> CellLoader:
+        batch_size = self.config.batch_size
+        return CellLoader(atlas, preprocessor=self.preprocessor, batch_size=batch_size, **options)
+
+    def _held_out(self, rows: np.ndarray | None) -> HeldOutCells | None:
+        if rows is None:
+            return None
+        cells = self.atlas.subset(rows).within_memory()
+        return HeldOutCells(self._loader(cells, shuffle=False), rows, self._to_learn)
 
     def _build(self) -> TransformerDiffusion:
         return TransformerDiffusion(
@@ -155,7 +182,7 @@ class DiffusionTransformer(Model):
     def _identity(self) -> dict[str, Any]:
         conditions = json.dumps(self.conditions.to_dict(), sort_keys=True)
         return {
-            "model": json.dumps(self.config.to_dict(), sort_keys=True),
+            "model": identifying(self.config.to_dict()),
             "genes": hashlib.sha256("\n".join(self.preprocessor.genes[self.order]).encode()).hexdigest(),
             "atlas": self.atlas.fingerprint(),
             "conditions": hashlib.sha256(conditions.encode()).hexdigest(),
@@ -278,14 +305,43 @@ class DiffusionTransformer(Model):
 class WhiteBoxDiffusionTransformer(DiffusionTransformer):
     """The same on CRATE blocks, which compress tokens into subspaces and sparsify them (WBDiT, 2025).
 
-    See :class:`DiffusionTransformer`; ``mixer``, ``token_map``, ``tied``, ``residual``, ``learned_threshold``
-    and ``positive_gates`` choose how near the blocks are to their derivation.
+    See :class:`DiffusionTransformer` for the rest.
+
+    Parameters
+    ----------
+    variant
+        What the blocks are, by one name of ``scdd.models.white_box_variants.VARIANTS``: default, published,
+        signed_gates, positive_gates, tied, residual_free, derived, alpha, token_statistics, tost. Left out,
+        the preset decides. It sets ``mixer``, ``token_map``, ``tied``, ``residual``, ``learned_threshold``
+        and ``positive_gates``, each of which may still be given beside it.
     """
 
     kind: ClassVar[str] = "white_box"
 
+    def __init__(self, atlas: Any = None, *, variant: str | None = None, **settings: Any):
+        if variant is not None:
+            if settings.get("config") is not None:
+                raise InputError(f"variant={variant!r} is ignored beside config=; change its shape itself")
+            settings = variant_switches(variant) | settings
+        super().__init__(atlas, **settings)
+
+    @property
+    def variant(self) -> str:
+        """The name of what the blocks are, or ``"custom"``."""
+        return variant_of(self.config.shape)
+
+    def _config(self) -> dict[str, Any]:
+        return super()._config() | {"variant": self.variant}
+
     def interpret(
-        self, cells: Any, *, n_times: int = 8, max_cells: int = 256, seed: int = 0
+        self,
+        cells: Any,
+        *,
+        n_times: int = 8,
+        max_cells: int = 256,
+        epsilon: float = 0.1,
+        tokens: TokenForm = "normalised",
+        seed: int = 0,
     ) -> Interpretation:
         """Coding rate before and after each layer, sparsity, gates and orthogonality, over diffusion time.
 
@@ -293,18 +349,29 @@ class WhiteBoxDiffusionTransformer(DiffusionTransformer):
         ----------
         cells
             Labelled cells (AnnData, path or Atlas) with the conditions of the model; up to ``max_cells`` are
-            drawn.
+            drawn. Genes are found by name.
         n_times
             Diffusion times, evenly spaced.
+        epsilon
+            The paper's precision, which enters squared. CRATE's code writes 0.01 where the paper has
+            ``epsilon^2``: that is 0.1 here.
+        tokens
+            ``"normalised"``, as CRATE's code measures: behind the norm and the modulation that the layer's
+            attention looks through, each token scaled to length one in each head. Blind to a shrinking of
+            all tokens alike. ``"raw"``: the paper's formula on the stream as it is, which sees it.
         """
         self._require_fit()
+        for name, value in (("n_times", n_times), ("max_cells", max_cells)):
+            if value < 1:
+                raise InputError(f"{name}={value}; it must be at least 1")
         if not hasattr(self.net.net.blocks[0].mixer, "project"):
             raise InputError(f"mixer={self.config.shape.mixer!r} has no subspaces; interpret a white box")
         atlas = Atlas.of(cells, expression=self.preprocessor.expression)
         rows = np.sort(np.random.default_rng(seed).permutation(atlas.n_obs)[:max_cells])
         steps = self.net.schedule.steps
         times = np.unique(np.linspace(steps / n_times, steps, n_times).round().astype(int)).tolist()
-        return interpret(self.net, self._known_cells(atlas, rows), times, seed=seed)
+        known = self._known_cells(atlas, rows)
+        return interpret(self.net, known, times, seed=seed, epsilon=epsilon, tokens=tokens)
 
     def _known_cells(self, atlas: Atlas, rows: np.ndarray) -> CellsToLearn:
         v = torch.from_numpy(self.preprocessor.transform(atlas, rows))[:, self.order]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from scdd.errors import InputError
+from scdd.models.white_box_variants import variant_switches
 from scdd.nn.transformer import TransformerShape
 
 
@@ -16,7 +17,12 @@ class TransformerConfig:
     ``order`` is file or correlation (patches of genes that vary together). ``schedule`` is linear or cosine.
     ``min_snr`` caps the weight of a time at that signal-to-noise ratio (Hang et al. 2023); 0 weights all
     times of the parameterisation alike. ``library`` conditions on the total count of a cell, which makes
-    samples counts.
+    samples counts. ``weight_orthonormal`` prices ``|U^T U - I|^2`` of a white box's subspaces.
+
+    ``validation`` is the share of the training cells held out to judge the moving average by, every
+    ``validate_every`` steps (None: a tenth, where that is 32 cells or more; see
+    :func:`scdd.models.validation.hold_out`). After ``patience`` evaluations without a gain of ``min_delta``
+    training ends; 0: never early.
     """
 
     shape: TransformerShape = field(default_factory=TransformerShape)
@@ -30,6 +36,7 @@ class TransformerConfig:
     timesteps: int = 1_000
     min_snr: float = 5.0
     weight_zeros: float = 0.1
+    weight_orthonormal: float = 0.0
     condition_dropout: float = 0.1
     sampler: str = "dpm++"
     sampling_steps: int = 20
@@ -42,6 +49,11 @@ class TransformerConfig:
     device: str = "auto"
     precision: str = "32-true"
     seed: int = 0
+    validation: float | None = None
+    validate_every: int = 250
+    patience: int = 10
+    min_delta: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.shape, dict):
@@ -57,6 +69,10 @@ class TransformerConfig:
                 raise InputError(f"{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
         if not 1 <= self.sampling_steps <= self.timesteps:
             raise InputError(f"sampling_steps={self.sampling_steps}; it lies in 1..{self.timesteps}")
+        if self.weight_orthonormal and self.shape.mixer == "attention":
+            raise InputError(
+                f"weight_orthonormal={self.weight_orthonormal} needs subspaces and mixer='attention' has none"
+            )
         if self.shape.width % self.shape.heads:
             raise InputError(f"width={self.shape.width} is no multiple of heads={self.shape.heads}")
 
@@ -70,6 +86,7 @@ _PUBLISHED = TransformerConfig(
     shape=TransformerShape(learned_positions=False),
     zeros="negated", library=False, parameterisation="eps", schedule="linear", min_snr=0.0,
     condition_dropout=0.1, sampler="ddim", sampling_steps=100, batch_size=16, lr=3e-4, ema=0.0,
+    validation=0.0,
 )  # fmt: skip
 _DEFAULT = TransformerConfig(
     shape=TransformerShape(
@@ -77,15 +94,19 @@ _DEFAULT = TransformerConfig(
     ),
     order="correlation",
 )
-_WHITE: dict[str, Any] = {"mixer": "subspace", "token_map": "ista"}
 PRESETS = {
     "attention": {"default": _DEFAULT, "published": _PUBLISHED},
     "white_box": {
         "default": replace(
             _DEFAULT,
-            shape=replace(_DEFAULT.shape, **_WHITE, learned_threshold=True, positive_gates=True),
+            shape=replace(_DEFAULT.shape, **variant_switches("default")),
         ),
-        "published": replace(_PUBLISHED, shape=replace(_PUBLISHED.shape, **_WHITE), zeros="plain", lr=1e-4),
+        "published": replace(
+            _PUBLISHED,
+            shape=replace(_PUBLISHED.shape, **variant_switches("published")),
+            zeros="plain",
+            lr=1e-4,
+        ),
     },
 }
 

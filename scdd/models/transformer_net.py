@@ -66,6 +66,8 @@ class TransformerDiffusion(nn.Module):
         )
         if "zeros" in terms:
             terms["zeros"] = self.config.weight_zeros * terms["zeros"]
+        if self.config.weight_orthonormal:
+            terms["orthonormal"] = self.config.weight_orthonormal * self.net.deviation()
         return terms
 
     @torch.no_grad()

@@ -14,6 +14,10 @@ from scdd.nn.heads import GaussianHead, NegativeBinomialHead, Observed
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# The spread of q(z | x) must get from its start to one that ignores the cell, or to almost none, in the few
+# hundred steps that the weights need.
+_NOISE_PACE = 10.0
+
 HEADS: dict[str, type[GaussianHead | NegativeBinomialHead]] = {
     "gaussian": GaussianHead,
     "nb": NegativeBinomialHead,
@@ -76,7 +80,7 @@ class AutoencoderNet(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(latent))
         self.register_buffer("latent_std", torch.ones(latent))
         self.encoder = nn.Sequential(mlp([genes, *hidden], dropout=dropout), nn.Linear(hidden[-1], latent))
-        self.log_noise = nn.Parameter(torch.full((latent,), -1.0), requires_grad=kl_weight > 0)
+        self.noise = nn.Parameter(torch.full((latent,), -1.0 / _NOISE_PACE), requires_grad=kl_weight > 0)
         self.decoder = mlp([latent, *reversed(hidden)], dropout=dropout)
         self.head = HEADS[head](hidden[0], genes)
 
@@ -84,9 +88,28 @@ class AutoencoderNet(nn.Module):
         """``E(x)`` [B, d] before standardisation; genes are z-scored and clipped at 10 on the way in."""
         return self.encoder(((x - self.gene_mean) / self.gene_std).clamp(-10, 10))
 
+    @property
+    def posterior_spread(self) -> Tensor:
+        """Standard deviation of ``q(z | x)`` [d] before standardisation; zeros for a plain autoencoder."""
+        return (_NOISE_PACE * self.noise).exp() if self.kl_weight > 0 else torch.zeros_like(self.noise)
+
+    @property
+    def code_spread(self) -> Tensor:
+        """The same of standardised codes [d]: what a cell's code is known to."""
+        return self.posterior_spread / self.latent_std
+
     def encode(self, x: Tensor) -> Tensor:
         """Standardised codes [B, d] of log1p CP10k [B, G]."""
         return (self.encode_raw(x) - self.latent_mean) / self.latent_std
+
+    def posterior_draw(self, code: Tensor, generator: torch.Generator) -> Tensor:
+        """``z ~ q(z | x)`` [B, d] around standardised codes, which a plain autoencoder gives back as they are.
+
+        A decoder trained on draws expects draws: from posterior means alone it makes cells too alike.
+        """
+        if self.kl_weight <= 0:
+            return code
+        return code + self.code_spread * torch.randn(code.shape, generator=generator).to(code)
 
     def features(self, code: Tensor) -> Tensor:
         """Decoder features [B, H] of standardised codes, the input of the head."""
@@ -101,10 +124,10 @@ class AutoencoderNet(nn.Module):
         z = self.encode_raw(observed.x)
         losses = {}
         if self.kl_weight > 0:
-            variance = (2 * self.log_noise).exp()
-            kl = 0.5 * (z.square() + variance - 1 - 2 * self.log_noise).sum(1).mean()
+            log_noise = _NOISE_PACE * self.noise
+            kl = 0.5 * (z.square() + (2 * log_noise).exp() - 1 - 2 * log_noise).sum(1).mean()
             losses["kl"] = self.kl_weight * kl
-            z = z + self.log_noise.exp() * torch.randn(z.shape, generator=generator).to(z)
+            z = z + log_noise.exp() * torch.randn(z.shape, generator=generator).to(z)
         if self.classifier is not None and observed.label is not None:
             losses["label"] = self.label_weight * F.cross_entropy(self.classifier(z), observed.label)
         losses["reconstruction"] = self.head.loss(self.decoder(z), observed)

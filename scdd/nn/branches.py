@@ -54,8 +54,8 @@ class SelfAttention(nn.Module):
 class SubspaceAttention(nn.Module):
     """CRATE's compression step, ``MSSA(y | U)``: each head attends within its own subspace.
 
-    ``tied=True`` recombines by ``beta U^T``, as the derivation has it, with one learned ``beta``; else by a
-    linear map of its own, as the published code.
+    ``tied=True`` recombines by ``beta U``, as the derivation has it, with one learned ``beta > 0``; else by
+    a linear map of its own, as the published code.
     """
 
     def __init__(self, width: int, heads: int, *, tied: bool = False):
@@ -63,9 +63,9 @@ class SubspaceAttention(nn.Module):
         self.heads = heads
         self.subspaces = nn.Linear(width, width, bias=False)
         if tied:
-            # rows of U start orthonormal, so that U^T U = I holds where the derivation needs it
+            # U starts orthonormal, as the derivation needs it; beta, of which it has the sign, at 1
             nn.init.orthogonal_(self.subspaces.weight)
-            self.beta = nn.Parameter(torch.ones(()))
+            self.log_beta = nn.Parameter(torch.zeros(()))
         else:
             nn.init.xavier_uniform_(self.subspaces.weight)
             self.out = nn.Linear(width, width)
@@ -80,8 +80,14 @@ class SubspaceAttention(nn.Module):
     def recombine(self, heads: Tensor) -> Tensor:
         """[B, N, H, P] -> [B, N, D]."""
         if self.tied:
-            return self.beta.to(heads.dtype) * F.linear(heads.flatten(2), self.subspaces.weight.mT)
+            beta = self.log_beta.exp().to(heads.dtype)
+            return beta * F.linear(heads.flatten(2), self.subspaces.weight.mT)
         return self.out(heads.flatten(2))
+
+    def deviation(self) -> Tensor:
+        """``|U^T U - I|_F^2 / D``, a scalar: 0 where the bases of all heads are orthonormal."""
+        gram = self.subspaces.weight @ self.subspaces.weight.mT
+        return (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).square().sum() / len(gram)
 
     def forward(self, y: Tensor, observe: Observe | None = None) -> Tensor:  # noqa: D102
         w = self.project(y)
@@ -141,6 +147,14 @@ class SparseCoding(nn.Module):
         # set in the copy that `prepared_for_sampling` makes, where weights stand still
         self.register_buffer("operator", None, persistent=False)
 
+    def threshold(self) -> Tensor:
+        """``lambda``, the price of a nonzero: a scalar, or one for each column [D]."""
+        return F.softplus(self.level)
+
+    def code(self, y: Tensor) -> Tensor:
+        """The sparse code ``h`` [B, N, D] of tokens."""
+        return ista_step(y, self.dictionary.to(y.dtype), step_size=self.step_size, threshold=self.threshold())
+
     def forward(self, y: Tensor, residual: Tensor, gate: Tensor, observe: Observe | None = None) -> Tensor:  # noqa: D102
         ready = self.operator
         step = partial(
@@ -149,10 +163,11 @@ class SparseCoding(nn.Module):
             self.dictionary.to(y.dtype) if ready is None else None,
             operator=None if ready is None else ready.to(y.dtype),
             step_size=self.step_size,
-            threshold=F.softplus(self.level),
+            threshold=self.threshold(),
         )
         if observe is not None:
-            observe("sparse", step())
+            observe("sparse_input", y)
+            observe("sparse", self.code(y))
         return step(residual=residual, gate=gate) if self.residual else step()
 
 
@@ -170,11 +185,28 @@ class OvercompleteSparseCoding(nn.Module):
             nn.init.kaiming_uniform_(atoms)
         self.level = _level(threshold, ratio * width if learned else None)
 
+    def threshold(self) -> Tensor:
+        """``lambda``, the price of a nonzero: a scalar, or one for each atom [ratio D]."""
+        return F.softplus(self.level)
+
+    def code(self, y: Tensor) -> Tensor:
+        """The sparse code [B, N, ratio D] of tokens: two steps from zero, not read out.
+
+        The operator keeps the code to itself; this says it again, for those who measure.
+        """
+        atoms, price = self.dictionary.to(y.dtype), self.step_size * self.threshold().to(y.dtype)
+        first = F.relu(self.step_size * y @ atoms - price)
+        missed = y - first @ atoms.mT
+        return F.relu(first + self.step_size * missed @ atoms - price)
+
     def forward(self, y: Tensor, residual: Tensor, gate: Tensor, observe: Observe | None = None) -> Tensor:  # noqa: D102
         step = partial(
             overcomplete_ista_step, y, self.dictionary.to(y.dtype), self.readout.to(y.dtype),
-            step_size=self.step_size, threshold=F.softplus(self.level),
+            step_size=self.step_size, threshold=self.threshold(),
         )  # fmt: skip
+        if observe is not None:
+            observe("sparse_input", y)
+            observe("sparse", self.code(y))
         return step(residual=residual, gate=gate) if self.residual else step()
 
 

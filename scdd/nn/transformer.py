@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     # Told of the tensors of every block: number of the block, name, tensor.
     Observe = Callable[[int, str, Tensor], None]
 
-# A closed gate, where gates are kept positive: softplus(-4) = 0.018.
-_CLOSED = -4.0
+# Where gates are kept positive they start at softplus(-1) = 0.31: from nearly closed ones training is slow.
+_START = -1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,8 @@ class TransformerShape:
 
     ``mixer`` is attention, subspace or statistics; ``token_map`` is mlp, ista or overcomplete. ``tied``,
     ``residual``, ``learned_threshold`` and ``positive_gates`` are the choices that bring a white-box block
-    nearer to its derivation.
+    nearer to its derivation. ``positive_gates`` is for both branches, or for that of the mixer alone
+    (``"attention"``), which is where a negative gate turns compression round.
     """
 
     patch: int = 10
@@ -52,7 +53,7 @@ class TransformerShape:
     tied: bool = False
     residual: bool = True
     learned_threshold: bool = False
-    positive_gates: bool = False
+    positive_gates: bool | Literal["attention"] = False
     learned_positions: bool = True
     hurdle: bool = False
 
@@ -102,6 +103,8 @@ class DiffusionTransformerNet(nn.Module):
         self, genes: int, shape: TransformerShape, *, conditions: Sequence[int] = (), numbers: int = 0
     ):
         super().__init__()
+        if shape.positive_gates not in (True, False, "attention"):
+            raise ValueError(f"positive_gates is {shape.positive_gates!r}; choose True, False or 'attention'")
         self.shape, width = shape, shape.width
         self.tokens = GeneTokens(genes, shape.patch, width, learned=shape.learned_positions)
         self.time = TimeEmbedding(width, frequencies=128)
@@ -135,19 +138,25 @@ class DiffusionTransformerNet(nn.Module):
             if told is not None:
                 told("stream", h)
             y, h = gated_residual_modulate(
-                block.mixer(y, told), shift, scale, residual=h, gate=self._gate(gate)
+                block.mixer(y, told), shift, scale, residual=h, gate=self._gate(gate, "attention")
             )
             if told is not None:
                 told("mixed", h)
-            h = block.token_map(y, h, self._gate(second), told)
+            h = block.token_map(y, h, self._gate(second, "token_map"), told)
             if number + 1 < len(self.blocks):
                 y = modulate(h, *rows[6 * number + 6 : 6 * number + 8])
         if observe is not None:
             observe(len(self.blocks), "stream", h)
         return h
 
-    def _gate(self, gate: Tensor) -> Tensor:
-        return F.softplus(gate + _CLOSED) if self.shape.positive_gates else gate
+    def _gate(self, gate: Tensor, branch: str) -> Tensor:
+        positive = self.shape.positive_gates in (True, branch)
+        return F.softplus(gate + _START) if positive else gate
+
+    def deviation(self) -> Tensor:
+        """Mean over blocks of how far the subspaces of a white box are from orthonormal."""
+        blocks: Any = self.blocks
+        return torch.stack([block.mixer.deviation() for block in blocks]).mean()
 
     def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, numbers: Tensor) -> Clean:  # noqa: D102
         return self.clean(x_t, self.rows(t, codes, numbers, _compute_dtype(x_t)))

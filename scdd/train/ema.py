@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor, nn
 
 
@@ -21,6 +24,7 @@ class MovingAverage:
     def __init__(self, module: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
         self._live: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+        self._weights = len(self._live)
         # Running statistics of norm layers belong to the weights they were collected under.
         trained = {id(p) for p in self._live}
         self._live += [
@@ -38,6 +42,23 @@ class MovingAverage:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.values, [value.detach() for value in self._live], 1 - decay)
         self.updates += 1
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        """Running statistics: those of the module, and their averages."""
+        return self._live[self._weights :] + self.values[self._weights :]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """While this lasts the module holds the average; afterwards its own weights, to the last bit."""
+        own = [value.detach().clone() for value in self._live]
+        self.apply()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for live, value in zip(self._live, own, strict=True):
+                    live.copy_(value)
 
     @torch.no_grad()
     def apply(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,56 +12,20 @@ from torch import Tensor, nn
 from scdd.errors import InputError
 from scdd.progress import progress_bar
 from scdd.train.checkpoint import load_checkpoint, save_checkpoint
+from scdd.train.compilation import compiled
+from scdd.train.config import TrainConfig, make_fabric
+from scdd.train.divergence import Diverged, Guard, first_bad, what_to_do
 from scdd.train.ema import MovingAverage
+from scdd.train.interruption import Interrupted, noted_interrupts
+from scdd.train.logs import Log
+from scdd.train.meter import ROW_EVERY, Clock, Meter
+from scdd.train.validation import Validation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
-    from lightning_fabric import Fabric
-
-    Loss = Callable[[Any, torch.Generator], dict[str, Tensor]]
-
-
-# Weights stay float32: under true bf16 the moving average's small steps would round to nothing.
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train; ``steps`` counts mini-batches."""
-
-    steps: int
-    batch_size: int = 256
-    lr: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: float = 0.05
-    clip: float = 1.0
-    ema: float = 0.999
-    device: str = "auto"
-    precision: str = "32-true"
-    seed: int = 0
-    checkpoint_every: int = 500
-
-    def __post_init__(self) -> None:
-        if self.precision not in _PRECISIONS:
-            raise InputError(f"precision={self.precision!r}; choose one of {', '.join(_PRECISIONS)}")
-        for name in ("steps", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}; it must be at least 1")
-
-
-def make_fabric(config: TrainConfig) -> Fabric:
-    """One process on one device; ``device`` is auto, cpu, cuda, mps or cuda:N."""
-    from lightning_fabric import Fabric
-
-    kind, _, number = config.device.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps"):
-        raise InputError(f"device={config.device!r}; choose auto, cpu, cuda, cuda:N or mps")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError("device='cuda' but PyTorch sees no CUDA device; pass device='cpu' or 'auto'")
-    devices: Any = [int(number)] if number else 1
-    return Fabric(accelerator=kind, devices=devices, precision=config.precision)  # type: ignore[arg-type]
+__all__ = ["Diverged", "Interrupted", "TrainConfig", "train"]
 
 
 def train(
@@ -72,96 +36,246 @@ def train(
     *,
     label: str = "training",
     prepare: Callable[[Any], Any] = lambda batch: batch,
+    validation: Iterable[tuple[Any, int]] | None = None,
     checkpoint: Path | None = None,
     identity: dict[str, Any] | None = None,
+    log: Path | None = None,
     progress: bool = True,
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """Train ``module`` by its method ``loss(batch, generator) -> {name: Tensor}``, whose terms are summed.
 
     ``batches`` is iterated epoch after epoch (``set_epoch`` where it has one) and ``prepare`` turns each
-    item into what the method takes. With ``checkpoint`` the run is saved every ``checkpoint_every`` steps
-    and resumed from there to the same numbers; ``identity`` (JSON-able) says of what model and data it is,
-    and a checkpoint of another identity is refused.
+    item into what the method takes. With ``checkpoint`` the run is saved every ``checkpoint_every`` steps,
+    and on Ctrl-C, and resumed from there to the same numbers; ``identity`` (JSON-able) says of what model and
+    data it is, and a checkpoint of another identity is refused.
+
+    Parameters
+    ----------
+    validation
+        Pairs of an item, as the method takes it, and its number of cells: what the moving average is judged
+        on. The best moving average is kept, and ``config.patience`` may end training early.
+    log
+        A .csv file, or a folder for ``LABEL.csv`` and TensorBoard's events.
 
     Returns
     -------
     module, history
-        The module with the moving average of its weights, in evaluation mode on the CPU, and one row of
-        mean losses for every 50 steps.
+        The module with the moving average of its weights, in evaluation mode on the CPU, and one row for
+        every 50 steps and every evaluation: ``step``, the mean of every term, ``loss`` (their sum),
+        ``gradient_norm``, ``lr`` and, where it was measured, ``validation``.
+
+    Raises
+    ------
+    Diverged
+        A loss or gradient is not finite. The module then holds the last good moving average, and no bad
+        state was saved.
+    Interrupted
+        Ctrl-C, after the checkpoint was written; without one, KeyboardInterrupt at once.
     """
-    fabric = make_fabric(config)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, config))
-    wrapped, wrapped_optimiser = fabric.setup(module, optimiser)
-    wrapped.mark_forward_method(loss)
-    average = MovingAverage(module, config.ema)
-    generator = torch.Generator().manual_seed(config.seed)
-    state = {"module": module, "optimiser": optimiser, "schedule": schedule, "average": average}
-    run = _Run(fabric, state, generator, {**asdict(config), **(identity or {})})
-    step, history = run.resume(checkpoint, batches)
-    window: list[dict[str, float]] = []
-    module.train()
-    with progress_bar(label, config.steps, enabled=progress) as advance:
-        advance(step)
-        for batch in _endless(batches, config.steps - step):
-            terms = getattr(wrapped, loss)(fabric.to_device(prepare(batch)), generator)
-            total = torch.stack(list(terms.values())).sum()
-            if not torch.isfinite(total):
-                raise InputError(
-                    f"{label} diverged at step {step}: the loss is {total.item()}; lower lr={config.lr}"
-                )
-            wrapped_optimiser.zero_grad(set_to_none=True)
-            fabric.backward(total)
-            fabric.clip_gradients(wrapped, wrapped_optimiser, max_norm=config.clip, error_if_nonfinite=False)
-            wrapped_optimiser.step()
-            schedule.step()
-            average.update()
-            step += 1
-            window.append({name: value.item() for name, value in terms.items()})
-            if step % 50 == 0 or step == config.steps:
-                history.append({"step": step, **_mean(window)})
-                window.clear()
-            advance(1, f"loss {total.item():.3f}")
-            if checkpoint is not None and (step % config.checkpoint_every == 0 or step == config.steps):
-                run.save(checkpoint, step, history, batches)
-    average.apply()
-    module.zero_grad(set_to_none=True)
-    return module.cpu().eval(), history
+    run = _Run(module, loss, batches, config, label, prepare, validation, checkpoint, identity or {})
+    run.resume()
+    try:
+        with (
+            Log(log, label, run.history) as rows,
+            compiled(module, loss, enabled=config.compile),
+            noted_interrupts(enabled=checkpoint is not None) as interrupted,
+            progress_bar(label, config.steps, enabled=progress) as advance,
+        ):
+            run.go(rows, interrupted, advance)
+    finally:
+        run.finish()
+    return module, run.history
 
 
-@dataclass
 class _Run:
-    """What a checkpoint holds of a run."""
+    """A run under way: what a checkpoint holds, and what one step does."""
 
-    fabric: Fabric
-    state: dict[str, Any]
-    generator: torch.Generator
-    config: dict[str, Any]
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: str,
+        batches: Any,
+        config: TrainConfig,
+        label: str,
+        prepare: Callable[[Any], Any],
+        validation: Iterable[tuple[Any, int]] | None,
+        checkpoint: Path | None,
+        identity: dict[str, Any],
+    ):
+        self.module, self.batches, self.config, self.label = module, batches, config, label
+        self.prepare, self.checkpoint = prepare, checkpoint
+        self.identity = {**asdict(config), "validated": validation is not None, **identity}
+        self.fabric = make_fabric(config)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            trained, lr=config.lr, weight_decay=config.weight_decay, fused=True
+        )
+        self.wrapped, self.wrapped_optimiser = self.fabric.setup(module, self.optimiser)
+        self.wrapped.mark_forward_method(loss)
+        self.loss_name = loss
+        self.average = MovingAverage(module, config.ema)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.scaled = config.precision == "16-mixed"
+        self.guard = Guard(self.optimiser, self.average.statistics, scaled=self.scaled)
+        self.meter, self.clock = Meter(), Clock(config.batch_size)
+        self.step = self.steps_read = 0
+        self.history: list[dict[str, float]] = []
+        self.saved_step: int | None = None
+        self.validation: Validation | None = None
+        if validation is not None:
+            self.validation = Validation(validation, self.loss, module, self.average, self.fabric, config)
 
-    def save(self, path: Path, step: int, history: list[dict[str, float]], batches: Any) -> None:
-        parts = {name: part.state_dict() for name, part in self.state.items()}
-        loader = batches.state_dict() if hasattr(batches, "state_dict") else None
-        rest = {"step": step, "history": history, "generator": self.generator.get_state()}
-        # Dropout draws from the global generators, of the CPU and of the device.
+    def loss(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        """The terms, in the precision that was asked for.
+
+        On a single device Fabric calls a marked method directly, past the context of its precision.
+        """
+        with self.fabric.autocast():
+            return getattr(self.wrapped, self.loss_name)(batch, generator)
+
+    def go(self, log: Log, interrupted: Callable[[], bool], advance: Callable[..., None]) -> None:
+        """Step after step, until all are done or patience is at its end."""
+        self.module.train()
+        advance(self.step, self._note())
+        left = 0 if self._exhausted else self.config.steps - self.step
+        self.clock.start()
+        for batch in _endless(self.batches, left):
+            self._one_step(batch)
+            if self._row_due(self.step):
+                self._close_row(log)
+            due = self.step % self.config.checkpoint_every == 0 or self.step == self.config.steps
+            stop = interrupted()
+            if self.checkpoint is not None and (due or stop or self._exhausted):
+                self.save()
+            advance(1, self._note())
+            if stop:
+                raise Interrupted(
+                    f"{self.label} stopped after step {self.step} of {self.config.steps}, saved in "
+                    f"{self.checkpoint}; run the same again to continue"
+                )
+            if self._exhausted:
+                return
+
+    def _one_step(self, batch: Any) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.config.lr * _rate(self.step, self.config)
+        terms = self.loss(self.fabric.to_device(self.prepare(batch)), self.generator)
+        total = torch.stack(list(terms.values())).sum()
+        self.wrapped_optimiser.zero_grad(set_to_none=True)
+        self.fabric.backward(total)
+        norm = self.fabric.clip_gradients(
+            self.wrapped, self.wrapped_optimiser, max_norm=self.config.clip or math.inf,
+            error_if_nonfinite=False,
+        )  # fmt: skip
+        assert norm is not None, "clipping by norm gives the norm"
+        self.meter.add(terms, total, norm)
+        self.guard.shield(total, norm)
+        self.wrapped_optimiser.step()
+        if reading := self._reading_due(self.step + 1):
+            self._read()
+        self.average.update()
+        if reading:
+            self.guard.remember()
+        self.step += 1
+        self.clock.tick()
+
+    def _reading_due(self, step: int) -> bool:
+        """On a CPU there is nothing to wait for; on a GPU losses are read when they are used."""
+        saving = self.checkpoint is not None and step % self.config.checkpoint_every == 0
+        return self.fabric.device.type == "cpu" or saving or self._row_due(step)
+
+    def _row_due(self, step: int) -> bool:
+        validating = self.validation is not None and self.validation.due(step)
+        return step % ROW_EVERY == 0 or step == self.config.steps or validating
+
+    def _read(self) -> None:
+        rows = self.meter.read()
+        bad = first_bad(rows, scaled=self.scaled)
+        if bad is None:
+            self.steps_read += len(rows)
+            return
+        self.guard.restore()
+        found, step = self.meter.named(rows[bad]), self.steps_read + bad
+        del self.meter.window[len(self.meter.window) - len(rows) + bad :]
+        if self.checkpoint is not None and self.saved_step is None:
+            self.save()
+        raise Diverged(
+            what_to_do(self.label, step, found, self.config, self.checkpoint, self.saved_step), step
+        )
+
+    def _close_row(self, log: Log) -> None:
+        rate = self.clock.lap()
+        row = {"step": self.step, **self.meter.close_window(), "lr": self.optimiser.param_groups[0]["lr"]}
+        if self.validation is not None and self.validation.due(self.step):
+            row["validation"] = self.validation.evaluate()
+            self.validation.note(row["validation"], self.step)
+        self.history.append(row)
+        log.row(row, cells_per_second=rate)
+        self.clock.start()
+
+    def _note(self) -> str:
+        loss = self.meter.loss if self.meter.window else (self.history[-1]["loss"] if self.history else None)
+        judged = next((row["validation"] for row in reversed(self.history) if "validation" in row), None)
+        said = [f"loss {loss:.3f}"] if loss is not None else []
+        said += [f"validation {judged:.3f}"] if judged is not None else []
+        said += [f"{self.clock.lap():,.0f} cells/s"] if self.step else []
+        return ", ".join(said)
+
+    @property
+    def _exhausted(self) -> bool:
+        return self.validation is not None and self.validation.exhausted
+
+    def finish(self) -> None:
+        """Leave the module with the moving average, the best one where that is known."""
+        if self.validation is not None:
+            self.validation.put_best()
+        self.average.apply()
+        self.module.zero_grad(set_to_none=True)
+        self.module.cpu().eval()
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        parts = {"module": self.module, "optimiser": self.optimiser, "average": self.average}
+        return parts if self.validation is None else {**parts, "validation": self.validation}
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        assert self.checkpoint is not None
+        self._read()  # a bad state raises here
         on_gpu = self.fabric.device.type == "cuda"
-        rest["torch"] = torch.get_rng_state()
-        rest["cuda"] = torch.cuda.get_rng_state(self.fabric.device) if on_gpu else None
-        save_checkpoint(path, {**parts, **rest, "loader": loader, "config": self.config})
+        state = {
+            **{name: part.state_dict() for name, part in self._parts.items()},
+            "step": self.step,
+            "history": self.history,
+            "window": self.meter.window,
+            "names": self.meter.names,
+            "generator": self.generator.get_state(),
+            # Dropout draws from the global generators, of the CPU and of the device.
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.fabric.device) if on_gpu else None,
+            "loader": self.batches.state_dict() if hasattr(self.batches, "state_dict") else None,
+            "config": self.identity,
+        }
+        save_checkpoint(self.checkpoint, state)
+        self.saved_step = self.step
+        self.clock.start()
 
-    def resume(self, path: Path | None, batches: Any) -> tuple[int, list[dict[str, float]]]:
-        saved = load_checkpoint(path, self.config) if path is not None else None
+    def resume(self) -> None:
+        """Continue where the checkpoint is, if there is one."""
+        saved = load_checkpoint(self.checkpoint, self.identity) if self.checkpoint is not None else None
         if saved is None:
-            return 0, []
-        for name, part in self.state.items():
+            return
+        for name, part in self._parts.items():
             part.load_state_dict(saved[name])
         self.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["torch"])
         if saved["cuda"] is not None and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda"], self.fabric.device)
         if saved["loader"] is not None:
-            batches.load_state_dict(saved["loader"])
-        return saved["step"], saved["history"]
+            self.batches.load_state_dict(saved["loader"])
+        self.step = self.steps_read = self.saved_step = saved["step"]
+        self.history, self.meter.window, self.meter.names = saved["history"], saved["window"], saved["names"]
+        self.guard.remember()
 
 
 def _rate(step: int, config: TrainConfig) -> float:
@@ -184,7 +298,3 @@ def _endless(batches: Any, count: int) -> Iterator[Any]:
                 return
         if count == before:
             raise InputError("there is no batch to train on: batch_size exceeds the number of cells")
-
-
-def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
