@@ -78,7 +78,7 @@ class TransformerDiffusion(nn.Module):
         """Cells of conditions [B, F], [B, K] from noise [B, G].
 
         Computed on ``config.device`` ("auto" is a GPU where there is one); what is drawn comes back to where
-        the noise was. ``graph`` (CUDA) records the calls once and replays them for further blocks of this size.
+        the noise was. ``graph`` (CUDA) records the calls once and replays them for further blocks like this.
         """
         how: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance": guidance, "eta": eta}
         device = sampling_device(self.config.device)

@@ -21,8 +21,8 @@ def prepared_for_sampling(
     """A copy of ``net`` whose blocks compute in ``dtype``, each dictionary known by ``eta (D^T - D^T D)``.
 
     That operator is formed in float32 once, and not in every call. The copy belongs to one draw: training
-    goes on with ``net``, so nothing here outlives the weights it was made of. Tokens and what time and conditions
-    say stay as they are, for in 16 bits times would fall together.
+    goes on with ``net``, so nothing here outlives the weights it was made of. Tokens and what time and
+    conditions say stay as they are, for in 16 bits times would fall together.
     """
     ready = copy.deepcopy(net).requires_grad_(False).eval()
     for part in ready.blocks.modules():
