@@ -162,7 +162,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "Written by `python bench/sampling.py table bench/results/sampling.jsonl`. Ratios are medians over rounds in",
         "which the ways take turns, of one thread; the machine was shared with other work, so CPU seconds count.", "",
     ]  # fmt: skip
-    fast = [r for r in rows if r["bench"] == "sampling speed"]
+    fast = [r for r in rows if r.get("bench") == "sampling speed"]
     if fast:
         first = fast[0]
         lines += [f"## Sampling, {first['device']}, {first['threads']} thread, torch {first['torch']}", "",
@@ -175,7 +175,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         lines += ["", "The default model is smaller (256 wide, patches of 16, low-rank modulation): not the same",
                   "mathematics.", ""]  # fmt: skip
-    good = [r for r in rows if r["bench"] == "sampling quality"]
+    good = [r for r in rows if r.get("bench") == "sampling quality"]
     if good:
         lines += ["## The same small trained weights, drawn either way", "",
                   f"{good[0]['data']}, {good[0]['cells']} cells against the held-out half in 50 PCs; mean over seeds.",
@@ -186,6 +186,28 @@ def table(rows: list[dict[str, Any]]) -> str:
             spread = max(r["mmd"] for r in some) - min(r["mmd"] for r in some)
             lines.append(f"| {name} | {mmd:.5f} (range {spread:.5f}) | {auc:.3f} | {len(some)} |")
         lines.append("")
+    one = [r for r in rows if r.get("bench") == "one step"]
+    if one:
+        lines += ["## SCDG in one step: denoised, decoded, counts drawn, written as sparse .h5ad", "",
+                  "By `python bench/one_step.py`.", "",
+                  "| data | genes | cells | cells/s, median | best | cells/CPU-s | threads |",
+                  "|---|---|---|---|---|---|---|"]  # fmt: skip
+        lines += [
+            f"| {r['data']} | {r['genes']} | {r['cells']} | {r['cells_per_s']:,} | {r['best_cells_per_s']:,} "
+            f"| {r['cells_per_cpu_s']:,} | {r['threads']} |"
+            for r in one
+        ] + [""]
+    steps = [r for r in rows if r.get("operator") == "training_step" and "p50_us" in r]
+    if steps:
+        lines += ["## A training step of published sizes, float32", "",
+                  "By `python bench/training_step.py --no-compile`; algebra is plain PyTorch with our algebra.", "",
+                  "| case | way | ms | against published | rounds |", "|---|---|---|---|---|"]  # fmt: skip
+        base = {r["case"]: r["p50_us"] for r in steps if r["implementation"] == "published"}
+        lines += [
+            f"| {r['case']} | {r['implementation']} | {r['p50_us'] / 1e3:.0f} "
+            f"| {base[r['case']] / r['p50_us']:.2f}x | {r['rounds']} |"
+            for r in steps
+        ] + [""]
     return "\n".join(lines)
 
 
