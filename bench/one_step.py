@@ -1,6 +1,6 @@
 """Cells a second of SCDG in one step: denoising, decoding, counts drawn, and a sparse file written.
 
-    python bench/one_step.py --data pbmc3k.h5ad --out bench/results/one_step.jsonl
+    python bench/one_step.py --data pbmc3k.h5ad --out bench/results/generators.jsonl
 
 A model with the negative-binomial head over 2,000 genes is trained for a moment, for speed does not depend on how
 well; then 10,240 cells are drawn and written as .h5ad, again and again. Wall and CPU seconds are told apart.

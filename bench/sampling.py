@@ -1,8 +1,8 @@
 """Time sampling: the published 100 calls in plain PyTorch against ours, in turns; and say what the cells are worth.
 
-    python bench/sampling.py speed --out bench/results/sampling.jsonl
-    python bench/sampling.py quality --data pbmc3k.h5ad --out bench/results/sampling.jsonl
-    python bench/sampling.py table bench/results/sampling.jsonl > docs/results/generator_speed.md
+    python bench/sampling.py speed --out bench/results/generators.jsonl
+    python bench/sampling.py quality --data pbmc3k.h5ad --out bench/results/generators.jsonl
+    python bench/sampling.py table bench/results/generators.jsonl > docs/results/generator_speed.md
 
 `speed` takes one model of published sizes: its weights drive the published sampler and, in the package's own
 network, 20 steps of DPM-Solver++. "default" is our smaller default model: other mathematics, so no like for like.
@@ -159,7 +159,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """Markdown of all rows."""
     lines = [
         "# Speed of the generators", "",
-        "Written by `python bench/sampling.py table bench/results/sampling.jsonl`. Ratios are medians over rounds in",
+        "Written by `python bench/sampling.py table bench/results/generators.jsonl`. Ratios are medians over rounds in",
         "which the ways take turns, of one thread; the machine was shared with other work, so CPU seconds count.", "",
     ]  # fmt: skip
     fast = [r for r in rows if r.get("bench") == "sampling speed"]

@@ -27,8 +27,9 @@ from training.published import Sizes, Transformer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from scdd.nn.transformer import DiffusionTransformerNet
     from torch import Tensor
+
+    from scdd.nn.transformer import DiffusionTransformerNet
 
 _SEED = 0
 # the noise that all ways are given when they are compared

@@ -65,8 +65,8 @@ def test_the_table(tmp_path):
         "torch": "2",
     }
     good = {"bench": "sampling quality", "data": "pbmc", "way": "ours", "cells": 9, "auc": 0.75}
-    one = {"bench": "one step", "data": "pbmc", "cells": 100, "genes": 2000, "cells_per_s": 11_000,
-           "best_cells_per_s": 12_000, "cells_per_cpu_s": 7_000, "threads": 2, "rounds": 5, "stored_per_cell": 184.0}  # fmt: skip
+    one = {"bench": "one step", "data": "pbmc", "cells": 100, "genes": 2000, "threads": 2}
+    one |= {"cells_per_s": 11_000, "best_cells_per_s": 12_000, "cells_per_cpu_s": 7_000}
     rows = [row, {**good, "mmd": 0.01}, {**good, "mmd": 0.03}, one]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
