@@ -27,6 +27,7 @@ from scdd.models.transformer_config import TransformerConfig, resolve
 from scdd.models.transformer_net import CellsToLearn, TransformerDiffusion
 from scdd.models.validation import HeldOutCells, hold_out
 from scdd.models.white_box_variants import variant_of, variant_switches
+from scdd.nn.count_draws import draw_negative_binomial
 from scdd.train.checkpoint import identifying
 from scdd.train.loop import TrainConfig, train
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from scdd.models.interpretation_result import Interpretation
 
 _BLOCK = 512
+# cells that the linear denoiser is fitted on
+_SAMPLE = 4_096
 
 
 class DiffusionTransformer(Model):
@@ -116,12 +119,7 @@ class DiffusionTransformer(Model):
         self._measure()
         torch.manual_seed(c.seed)
         net = self._build()
-        if net.net.counts is not None:
-            share = self.profiles.log_share(self.order)
-            columns = self.atlas.var_names.astype(str).get_indexer(self.preprocessor.genes)[self.order]
-            label = self._codes[:, 0].numpy()
-            net.net.counts.start_from(share, fit_dispersions(self.atlas, columns, label, share, seed=c.seed))
-            net.anchor.copy_(self.profiles.anchors(self.code, self.order))
+        self._start_from_data(net)
         parts = hold_out(self.atlas.n_obs, c.validation, codes=self._codes[:, 0].numpy(), seed=c.seed)
         n = self.atlas.n_obs if parts.train is None else len(parts.train)
         loader = self._loader(
@@ -143,6 +141,22 @@ class DiffusionTransformer(Model):
         self.trained_on = self.atlas.fingerprint()
         self.fitted = True
         return self
+
+    def _start_from_data(self, net: TransformerDiffusion) -> None:
+        """Class means, their linear denoiser and dispersions of the training cells, where counts are modelled."""
+        start, head, seed = net.net.start, net.net.counts, self.config.seed
+        if start is None or head is None:
+            return
+        label = self._codes[:, 0].numpy()
+        share = self.profiles.log_share(self.order)
+        columns = self.atlas.var_names.astype(str).get_indexer(self.preprocessor.genes)[self.order]
+        head.start_from(share, fit_dispersions(self.atlas, columns, label, share, seed=seed))
+        start.anchor.copy_(self.profiles.anchors(self.code, self.order))
+        rows = np.sort(np.random.default_rng(seed).permutation(self.atlas.n_obs)[:_SAMPLE])
+        coded = self.code.encode(torch.from_numpy(self.preprocessor.transform(self.atlas, rows))[:, self.order])
+        found = self.profiles.within(coded, start.anchor, label[rows], len(start.spread))
+        for buffer, values in zip((start.basis, start.spread, start.rest), found, strict=True):
+            buffer[..., : values.shape[-1]] = values
 
     def _loader(self, atlas: Atlas, **options: Any) -> CellLoader:
         batch_size = self.config.batch_size
@@ -255,10 +269,12 @@ class DiffusionTransformer(Model):
         totals = self.library.sample(fields[:, 0], generator)
         noise = torch.randn(len(fields), self.preprocessor.n_genes, generator=generator)
         seed = int(torch.randint(2**31, (), generator=generator))
-        drawn = self.net.draw(fields, self._numbers(totals), totals, noise, seed=seed, **how)
-        if drawn.rate is not None:
+        drawn = self.net.draw(fields, self._numbers(totals), noise, seed=seed, **how)
+        if drawn.share is not None:
+            head = self.net.net.counts
+            assert head is not None, "shares come from it"
             counts = torch.empty_like(drawn.x0)
-            counts[:, self.order] = self.net.net.counts.draw(drawn.rate, generator)
+            counts[:, self.order] = draw_negative_binomial(drawn.share * totals[:, None], head.theta, generator)
             return sparse.csr_matrix(counts.numpy()), totals
         v = self.code.decode(drawn.x0, drawn.zero_logit, generator)
         x = torch.empty_like(v)
