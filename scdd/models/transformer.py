@@ -13,6 +13,7 @@ import torch
 from scdd.data.atlas import Atlas
 from scdd.data.loader import CellLoader
 from scdd.data.preprocess import Preprocessor
+from scdd.data.statistics.moments import column_moments
 from scdd.errors import InputError
 from scdd.models.autoencoder import rebuild_preprocessor
 from scdd.models.base import Model
@@ -143,7 +144,7 @@ class DiffusionTransformer(Model):
         return self
 
     def _start_from_data(self, net: TransformerDiffusion) -> None:
-        """Class means, their linear denoiser and dispersions of the training cells, where counts are modelled."""
+        """Class means, their linear denoiser and dispersions, where counts are modelled."""
         start, head, seed = net.net.start, net.net.counts, self.config.seed
         if start is None or head is None:
             return
@@ -153,7 +154,9 @@ class DiffusionTransformer(Model):
         head.start_from(share, fit_dispersions(self.atlas, columns, label, share, seed=seed))
         start.anchor.copy_(self.profiles.anchors(self.code, self.order))
         rows = np.sort(np.random.default_rng(seed).permutation(self.atlas.n_obs)[:_SAMPLE])
-        coded = self.code.encode(torch.from_numpy(self.preprocessor.transform(self.atlas, rows))[:, self.order])
+        coded = self.code.encode(
+            torch.from_numpy(self.preprocessor.transform(self.atlas, rows))[:, self.order]
+        )
         found = self.profiles.within(coded, start.anchor, label[rows], len(start.spread))
         for buffer, values in zip((start.basis, start.spread, start.rest), found, strict=True):
             buffer[..., : values.shape[-1]] = values
@@ -184,12 +187,17 @@ class DiffusionTransformer(Model):
         totals = [np.asarray(block.sum(1)).ravel() for _, block in self.atlas.blocks()]
         sizes = torch.from_numpy(np.concatenate(totals))
         self.library = LibrarySizes.fit(sizes, self._codes[:, 0], self.conditions.sizes[0])
+        p = self.preprocessor
         if self.config.zeros == "counts":
-            self.code = CellCode.of_genes(
-                self.preprocessor.mean[self.order], self.preprocessor.std[self.order]
-            )
+            assert p.mean is not None, "the preprocessor was fitted"
+            assert p.std is not None, "the preprocessor was fitted"
+            self.code = CellCode.of_genes(p.mean[self.order], p.std[self.order])
             label, classes = self._codes[:, 0].numpy(), self.conditions.sizes[0]
-            self.profiles = ClassProfiles.fit(self.atlas, self.preprocessor, label, classes)
+            self.profiles = ClassProfiles.fit(self.atlas, p, label, classes)
+            return
+        moments = column_moments(self.atlas)
+        where = self.atlas.var_names.astype(str).get_indexer(p.genes)
+        self.code = CellCode.fit(self.config.zeros, p, torch.from_numpy(moments.nonzero[where] / moments.n))
 
     def _to_learn(self, batch: CellBatch) -> CellsToLearn:
         v = torch.from_numpy(batch.x)[:, self.order]
@@ -274,7 +282,9 @@ class DiffusionTransformer(Model):
             head = self.net.net.counts
             assert head is not None, "shares come from it"
             counts = torch.empty_like(drawn.x0)
-            counts[:, self.order] = draw_negative_binomial(drawn.share * totals[:, None], head.theta, generator)
+            counts[:, self.order] = draw_negative_binomial(
+                drawn.share * totals[:, None], head.theta, generator
+            )
             return sparse.csr_matrix(counts.numpy()), totals
         v = self.code.decode(drawn.x0, drawn.zero_logit, generator)
         x = torch.empty_like(v)
@@ -413,6 +423,4 @@ class WhiteBoxDiffusionTransformer(DiffusionTransformer):
         table = {name: atlas.column(name).iloc[rows].astype(str).to_numpy() for name in self.conditions.names}
         totals = torch.from_numpy(np.asarray(atlas.read(rows).sum(1)).ravel()).float()
         codes = torch.from_numpy(self.conditions.encode(table, len(rows)))
-        return CellsToLearn(
-            self.net.centred(self.code.encode(v), codes), v == 0, codes, self._numbers(totals)
-        )
+        return CellsToLearn(self.code.encode(v), v == 0, codes, self._numbers(totals))

@@ -87,7 +87,7 @@ class _Loop:
         return torch.arange(seed, seed + len(self.table), device=self.table.device)
 
     def __call__(
-        self, given: Network, free: Callable[[Tensor, Tensor], Clean] | None, noise: Tensor, seeds: Tensor,
+        self, given: Network, free: Network | None, noise: Tensor, seeds: Tensor,
         shape: TransformerShape,
     ) -> Drawn:  # fmt: skip
         def denoise(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from scdd.diffusion.schedule import NoiseSchedule
-from scdd.models.transformer_draw import last_time
+from scdd.models.transformer_draw import Drawn, RecordedDraw, draw_once, last_time, sampling_device
 from scdd.nn.linear_start import LinearStart
-from scdd.models.transformer_draw import Drawn, RecordedDraw, draw_once, sampling_device
 from scdd.nn.transformer import DiffusionTransformerNet
 
 if TYPE_CHECKING:

@@ -9,13 +9,16 @@ from scdd.nn.count_likelihood import negative_binomial_loss
 from scdd.nn.gene_tokens import PatchReadout
 from scdd.nn.heads import DISPERSION_PACE
 
+_WIDTH = 256
+
 
 class CountHead(nn.Module):
-    """``count_g ~ NB(total rho_g, theta_g)``, ``rho = softmax(offset[class] + loadings scores + W_n token_n)``.
+    """``count_g ~ NB(total rho_g, theta_g)``, ``rho = softmax(offset[class] + f(cell) + W_n token_n)``.
 
-    The offsets are the log shares of each class (last: of all cells) and the loadings what the coordinates of
-    :class:`scdd.nn.linear_start.LinearStart` say of a gene, so that the tokens need only say what is left.
-    The last column stands for all genes that are not modelled.
+    The offsets are the log shares of each class (last: of all cells). ``f`` is a perceptron of what is known
+    of the cell as a whole, its coordinates in :class:`scdd.nn.linear_start.LinearStart` and the mean of its
+    tokens, so that single tokens need only say what is left. The last column stands for all genes that are
+    not modelled.
     """
 
     def __init__(self, width: int, patch: int, genes: int, classes: int, rank: int):
@@ -23,7 +26,10 @@ class CountHead(nn.Module):
         self.genes = genes
         self.own = PatchReadout(genes, patch, width)
         self.offset = nn.Parameter(torch.zeros(classes + 1, genes + 1))
-        self.loadings = nn.Parameter(torch.zeros(rank, genes + 1))
+        self.cell = nn.Sequential(nn.Linear(rank + width, _WIDTH), nn.LayerNorm(_WIDTH), nn.SiLU())
+        self.shift = nn.Linear(_WIDTH, genes + 1)
+        nn.init.zeros_(self.shift.weight)
+        nn.init.zeros_(self.shift.bias)
         self.dispersion = nn.Parameter(torch.zeros(genes + 1))
 
     def start_from(self, log_share: Tensor, log_theta: Tensor) -> None:
@@ -40,7 +46,8 @@ class CountHead(nn.Module):
     def share(self, tokens: Tensor, scores: Tensor, codes: Tensor) -> Tensor:
         """Shares [B, G + 1] of cells with tokens [B, N, D], scores [B, R] and conditions [B, F]."""
         label = codes[:, 0]
-        logits = self.offset[torch.where(label < 0, len(self.offset) - 1, label)] + scores @ self.loadings
+        whole = self.shift(self.cell(torch.cat([scores, tokens.mean(1).float()], 1)))
+        logits = self.offset[torch.where(label < 0, len(self.offset) - 1, label)] + whole
         genes = logits[:, :-1] + self.own(tokens).float()
         return torch.softmax(torch.cat([genes, logits[:, -1:]], 1), 1)
 

@@ -16,11 +16,13 @@ class GeneTokens(nn.Module):
 
     With ``patch=1`` every gene is a token: ``W`` is the direction of expression, ``position`` the gene.
     Where P does not divide G the last patch is filled up with zeros, and what the network says of them is
-    cut off again. With ``own_weights`` every patch has a matrix of its own: unlike those of an image, patches of
-    genes are not alike, and what a gene means need not be guessed from the position.
+    cut off again. With ``own_weights`` every patch has a matrix of its own: unlike those of an image,
+    patches of genes are not alike, and what a gene means need not be guessed from the position.
     """
 
-    def __init__(self, genes: int, patch: int, width: int, *, learned: bool = True, own_weights: bool = False):
+    def __init__(
+        self, genes: int, patch: int, width: int, *, learned: bool = True, own_weights: bool = False
+    ):
         super().__init__()
         if not 1 <= patch <= genes:
             raise ValueError(f"patch is {patch}; choose 1 to the {genes} genes")

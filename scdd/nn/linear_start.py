@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Centred(NamedTuple):
-    """Noised cells less their class's noised mean [B, G], signal and noise [B, 1], and the class's mean [B, G]."""
+    """Noised cells less the noised mean of their class [B, G], signal, noise [B, 1], that mean [B, G]."""
 
     x_t: Tensor
     signal: Tensor
@@ -24,9 +24,9 @@ class LinearStart(nn.Module):
     """``E[x0 | x_t]`` for ``x0 ~ N(anchor[class], U diag(spread) U^T + diag(rest))``, exact along ``U``.
 
     ``x0^ = anchor + U s spread / (s^2 spread + n^2) U^T r + s rest / (s^2 rest + n^2) (r - U U^T r)`` with
-    ``r = x_t - s anchor``. A transformer that is added to it begins as the Gaussian model of every class, and
-    learns what is left. ``anchor`` [C + 1, G] (last: zeros, for no class), ``basis`` U [G, R], ``spread`` [R],
-    ``rest`` [G]; ``alpha_bar`` [T + 1] is the schedule.
+    ``r = x_t - s anchor``. A transformer that is added to it begins as the Gaussian model of every class,
+    and learns what is left. ``anchor`` [C + 1, G] (last: zeros, for no class), ``basis`` U [G, R], ``spread``
+    [R], ``rest`` [G]; ``alpha_bar`` [T + 1] is the schedule.
     """
 
     anchor: Tensor
