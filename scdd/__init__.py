@@ -23,6 +23,7 @@ _PUBLIC = {
     "DiffusionTransformer": "scdd.models.transformer",
     "SCDG": "scdd.models.scdg",
     "WhiteBoxDiffusionTransformer": "scdd.models.transformer",
+    "load_model": "scdd.models.saved",
     "distill": "scdd.distillation.distill",
     "evaluate": "scdd.evaluation.evaluate",
     "Report": "scdd.evaluation.report",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from scdd.evaluation.generated.report import FidelityReport
     from scdd.evaluation.report import Report
     from scdd.models.autoencoder import Autoencoder
+    from scdd.models.saved import load_model
     from scdd.models.scdg import SCDG
     from scdd.models.transformer import DiffusionTransformer, WhiteBoxDiffusionTransformer
 

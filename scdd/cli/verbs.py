@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from scdd.cli import fidelity as fidelity_verb
+from scdd.cli import generate as generate_verb
 from scdd.cli import interpret as interpret_verb
 from scdd.cli import options as opt
 from scdd.cli import pack as pack_verb
@@ -177,42 +178,7 @@ def _report(
 train_verb.register(app)
 
 
-@app.command(epilog="Example: scdd generate model/ -n 1000 --condition 'cell_type=B cell' -o cells.h5ad")
-def generate(
-    model: Annotated[Path, typer.Argument(help="A folder written by `scdd train scdg`.")],
-    out: opt.Out,
-    cells: Annotated[int, typer.Option("--cells", "-n", min=1, help="How many.")] = 1_000,
-    condition: Annotated[
-        list[str] | None, typer.Option("--condition", "-c", help="COLUMN=VALUE; repeatable.")
-    ] = None,
-    steps: Annotated[
-        int, typer.Option(min=1, help="1: one network call a cell. K: K calls from pure noise.")
-    ] = 1,
-    guidance: Annotated[
-        float | None, typer.Option(help="Classifier-free guidance, w in (1+w) f(c) - w f(null).")
-    ] = None,
-    seed: opt.Seed = 0,
-    progress: opt.Progress = True,
-) -> None:
-    """Generate labelled cells. Conditions left open follow the training composition."""
-    from scdd.models.scdg import SCDG
-    from scdd.output import check_writable, write_anndata
-
-    check_writable(out, suffixes=(".h5ad", ".zarr"))
-    wanted: dict[str, str] = {}
-    for item in condition or []:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise InputError(f"--condition {item!r}: write COLUMN=VALUE")
-        if name in wanted:
-            raise InputError(f"--condition {name} is given twice; call the command once for each value")
-        wanted[name] = value
-    generator = SCDG.load(model)
-    result = generator.generate(
-        cells, condition=wanted, steps=steps, guidance=guidance, seed=seed, progress=progress
-    )
-    write_anndata(result, out)
-    typer.echo(f"wrote {out}: {result.n_obs:,} cells x {result.n_vars:,} genes")
+generate_verb.register(app)
 
 
 @app.command(

@@ -116,6 +116,11 @@ class Atlas:
         return matrix.csr if whole and isinstance(matrix, MemoryMatrix) else None
 
     @property
+    def told(self) -> set[str]:
+        """What has been remarked on already, of these cells or of any part of them."""
+        return self._told
+
+    @property
     def store(self) -> JoinedRows:
         """Where the rows lie; ``rows`` says which of them are cells of this atlas."""
         return self._store

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from scdd import _csr
+from scdd.data.alignment import align_genes
+from scdd.data.remarks import remark_on_absent_genes
 from scdd.data.statistics.moments import column_moments
 from scdd.data.variable_genes import highly_variable_genes
 from scdd.errors import InputError
@@ -26,7 +28,8 @@ class Preprocessor:
     """``log1p(10^4 x / total)`` over chosen genes; totals run over *all* genes of the cell's file.
 
     Log1p data is passed through. ``mean`` and ``std`` [G] of the training cells, where fitted,
-    serve ``transform(standardise=True)``: ``(x - mean) / std``.
+    serve ``transform(standardise=True)``: ``(x - mean) / std``. ``file_genes`` is how many genes the totals
+    of the training cells ran over.
     """
 
     genes: pd.Index
@@ -34,6 +37,7 @@ class Preprocessor:
     target_sum: float = TARGET_SUM
     mean: np.ndarray | None = field(default=None, repr=False)
     std: np.ndarray | None = field(default=None, repr=False)
+    file_genes: int | None = None
 
     @classmethod
     def fit(
@@ -63,6 +67,7 @@ class Preprocessor:
             atlas.expression,
             mean=moments.mean[where].astype(np.float32),
             std=std.astype(np.float32),
+            file_genes=atlas.n_vars,
         )
 
     @classmethod
@@ -94,18 +99,21 @@ class Preprocessor:
     ) -> np.ndarray:
         """Dense float32 [n, G] of the given cells (all by default), read and converted in blocks.
 
+        Genes are aligned by name. Those that the atlas lacks are zeros, which is said once in a warning.
+
         Raises
         ------
         InputError
-            None of the genes is in the atlas, or its expression is of another kind.
+            Less than half of the genes is in the atlas, or its expression is of another kind.
         """
         if (atlas.expression == "log1p") != (self.expression == "log1p"):
             raise InputError(
                 f"{atlas.name} holds {atlas.expression}, the preprocessor was fitted on {self.expression}"
             )
-        column = self.column_of_gene(atlas.var_names)
-        if (column < 0).all():
-            raise InputError(f"{atlas.name} has zero genes in common with the {self.n_genes} chosen genes")
+        aligned = align_genes(self.genes, atlas.var_names, name=atlas.name)
+        if not aligned.whole:
+            remark_on_absent_genes(aligned.sentence, atlas.told)
+        column = aligned.column
         rows = np.arange(atlas.n_obs) if rows is None else np.asarray(rows, dtype=np.int64)
         out = np.empty((len(rows), self.n_genes), dtype=np.float32)
         for start in range(0, len(rows), 4_096):
@@ -130,6 +138,7 @@ class Preprocessor:
             "genes": list(map(str, self.genes)),
             "expression": self.expression,
             "target_sum": self.target_sum,
+            "file_genes": self.file_genes,
         }
 
 

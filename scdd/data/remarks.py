@@ -84,6 +84,13 @@ def remark_on_other_labels(key: str, met: str, names: Sequence[str]) -> None:
     )
 
 
+def remark_on_absent_genes(sentence: str, told: set[str]) -> None:
+    """Genes of a model that cells lack; each ``sentence`` once a set ``told``."""
+    if sentence not in told:
+        told.add(sentence)
+        _warn(sentence)
+
+
 def _warn(message: str) -> None:
     # At the line of the user, whichever function of ours it is that called.
     warnings.warn(message, stacklevel=_frames_to_the_user())

@@ -243,5 +243,6 @@ def rebuild_preprocessor(state: dict[str, Any], mean: Tensor, std: Tensor) -> Pr
     import pandas as pd
 
     return Preprocessor(
-        pd.Index(state["genes"]), state["expression"], state["target_sum"], mean.numpy(), std.numpy()
-    )
+        pd.Index(state["genes"]), state["expression"], state["target_sum"], mean.numpy(), std.numpy(),
+        state.get("file_genes"),
+    )  # fmt: skip

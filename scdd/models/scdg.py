@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import pandas as pd
 import torch
+from scipy import sparse
 
 from scdd.data.atlas import Atlas
 from scdd.errors import InputError
 from scdd.models.autoencoder import Autoencoder, observed, rebuild_preprocessor
-from scdd.models.base import Model
 from scdd.models.conditions import Conditions
 from scdd.models.config import SCDGConfig, resolve_config
+from scdd.models.generation import CellGenerator, check_guidance, check_steps
 from scdd.models.priors import ClassPriors
 from scdd.models.scdg_net import Conditioned, LatentBatch, QualityWeights, SCDGNet
 from scdd.models.student import train_student
@@ -29,7 +29,6 @@ from scdd.train.loop import TrainConfig, train
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import anndata
     from torch import Tensor
 
     from scdd.data.loading.batch import CellBatch
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 _BLOCK = 4_096
 
 
-class SCDG(Model):
+class SCDG(CellGenerator):
     """Generate labelled cells in one network call, from codes that can be optimised.
 
     Parameters
@@ -48,7 +47,10 @@ class SCDG(Model):
     label_key
         The ``obs`` column whose classes matter most; it is always a condition.
     conditions
-        Further ``obs`` columns (disease, tissue, donor ...) to condition on.
+        Further ``obs`` columns (disease, tissue, donor ...) to condition on; numeric ones (age, dose) are
+        taken as numbers, with NaN for a cell where none is known.
+    categorical
+        Those of ``conditions`` that are categories though their values are numbers.
     preset, config, **changes
         ``"fast"``, ``"quality"`` or ``"faithful"``, or an :class:`SCDGConfig`; single settings by name.
 
@@ -69,6 +71,7 @@ class SCDG(Model):
         *,
         label_key: str = "cell_type",
         conditions: Sequence[str] = (),
+        categorical: Sequence[str] = (),
         preset: str = "fast",
         config: SCDGConfig | None = None,
         preprocessor: Preprocessor | None = None,
@@ -84,7 +87,7 @@ class SCDG(Model):
         if atlas is None:
             return
         self.atlas = Atlas.of(atlas).within_memory()
-        self.conditions = Conditions.fit(self.atlas, [label_key, *conditions])
+        self.conditions = Conditions.fit(self.atlas, [label_key, *conditions], categorical=categorical)
         if len(self.conditions.values[0]) < 2:
             raise InputError(f"obs[{label_key!r}] has one class; a class-conditional generator needs two")
         self.autoencoder = autoencoder or Autoencoder(
@@ -128,9 +131,7 @@ class SCDG(Model):
         self.history["autoencoder"] = self.autoencoder.history
         self.net = self._build()
         c = self.config
-        fields = torch.from_numpy(
-            np.stack([self.atlas.labels(name).codes for name in self.conditions.names], 1)
-        )
+        fields = torch.from_numpy(self.conditions.codes_of(self.atlas))
         codes, totals = self._encode_atlas()
 
         def judged(batch: CellBatch) -> Conditioned:
@@ -249,66 +250,33 @@ class SCDG(Model):
     def _typical_totals(self, fields: Tensor) -> Tensor:
         return self.priors.typical_totals(fields[:, 0].clamp_min(0))
 
-    @torch.no_grad()
-    def generate(
-        self,
-        n: int | None = None,
-        *,
-        condition: Mapping[str, Any] | None = None,
-        steps: int = 1,
-        guidance: float | None = None,
-        seed: int = 0,
-        progress: bool = True,
-    ) -> anndata.AnnData:
-        """``n`` new cells as AnnData: log1p CP10k in X (counts, with the ``"nb"`` head).
+    _block = _BLOCK
 
-        Parameters
-        ----------
-        n
-            How many; left out, one for each value of the longest column of ``condition``.
-        condition
-            ``obs`` column -> one value or n values; columns left out follow the training composition.
-        steps
-            1: one network call from a draw of the class prior (``code_then_noise``) or from noise;
-            K > 1: K calls from pure noise.
-        guidance
-            Classifier-free guidance w in ``(1 + w) f(c) - w f(null)``.
+    @property
+    def _makes(self) -> str:
+        return "counts" if self.net.autoencoder.head.needs_counts else "log1p"
+
+    def _how(
+        self, steps: int | None, guidance: float | None, sampler: str | None, eta: float
+    ) -> dict[str, Any]:
+        """1 step: one network call from a draw of the class prior (``code_then_noise``) or from noise.
+
+        K > 1: K calls from pure noise.
         """
-        from scdd.progress import progress_bar
+        if sampler is not None or eta:
+            raise InputError("sampler= and eta= go with the diffusion transformers; SCDG has one sampler")
+        return {
+            "steps": check_steps(steps, 1, self.config.timesteps),
+            "guidance": check_guidance(guidance, self.config.guidance),
+        }
 
-        self._require_fit()
-        condition = dict(condition or {})
-        n = _count(n, condition)
-        if not 1 <= steps <= self.config.timesteps:
-            raise InputError(f"steps={steps}; it lies in 1..{self.config.timesteps}")
-        rng = np.random.default_rng(seed)
-        fields = self.conditions.complete(self.conditions.encode(condition, n), rng)
-        fields[:, 0] = np.where(
-            fields[:, 0] < 0, rng.integers(self.conditions.sizes[0], size=n), fields[:, 0]
-        )
-        generator = torch.Generator().manual_seed(seed)
-        w = self.config.guidance if guidance is None else guidance
-        asked = {name: str(value) for name, value in condition.items() if not np.ndim(value)}
-        blocks, totals = [], []
-        with progress_bar("generating", n, enabled=progress) as advance:
-            for start in range(0, n, _BLOCK):
-                codes = torch.from_numpy(fields[start : start + _BLOCK])
-                x, size = self._generate_block(codes, steps, w, generator)
-                blocks.append(x)
-                totals.append(size)
-                advance(len(codes))
-        return self._as_anndata(
-            blocks,
-            fields,
-            torch.cat(totals).numpy(),
-            {"steps": steps, "guidance": w, "seed": seed, "condition": asked},
-        )
+    def _draw_totals(self, fields: Tensor, generator: torch.Generator) -> Tensor:
+        return self.priors.sample_totals(fields[:, 0], generator)
 
-    def _generate_block(
-        self, fields: Tensor, steps: int, w: float, generator: torch.Generator
-    ) -> tuple[Any, Tensor]:
-        from scipy import sparse
-
+    def _draw_block(
+        self, fields: Tensor, totals: Tensor, generator: torch.Generator, **how: Any
+    ) -> Tensor | sparse.csr_matrix:
+        steps, w = how["steps"], how["guidance"]
         label, shape = fields[:, 0], (len(fields), self.autoencoder.config.latent)
         eps = torch.randn(shape, generator=generator)
         if steps > 1:
@@ -316,37 +284,12 @@ class SCDG(Model):
         else:
             code = eps if self.config.code_is_noise else self.priors.sample(label, generator)
             clean = self.latent(code, eps, fields, guidance=w)
-        totals = self.priors.sample_totals(label, generator)
         features, head = self.net.autoencoder.features(clean), self.net.autoencoder.head
         if isinstance(head, NegativeBinomialHead):
             drawn = head.draw_sparse(features, totals, generator)
-            shape = (len(fields), len(head.theta))
-            return sparse.csr_matrix(tuple(part.numpy() for part in drawn), shape=shape), totals
-        return sparse.csr_matrix(head.draw(features, totals, generator).numpy()), totals
-
-    def _as_anndata(
-        self, blocks: list[Any], fields: np.ndarray, totals: np.ndarray, run: dict[str, Any]
-    ) -> anndata.AnnData:
-        import anndata
-        from scipy import sparse
-
-        obs = self.conditions.decode(fields)
-        obs.index = [f"generated_{number}" for number in range(len(fields))]
-        counts = self.net.autoencoder.head.needs_counts
-        if counts:
-            obs["total_counts"] = totals
-        adata = anndata.AnnData(
-            sparse.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=self.preprocessor.genes)
-        )
-        adata.uns["scdd"] = {
-            "method": "SCDG",
-            "expression": "counts" if counts else "log1p",
-            "model": self.weights_hash(),
-            **run,
-        }
-        if not counts:
-            adata.uns["log1p"] = {"base": None}
-        return adata
+            parts = tuple(part.numpy() for part in drawn)
+            return sparse.csr_matrix(parts, shape=(len(fields), len(head.theta)))
+        return head.draw(features, totals, generator)
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -384,18 +327,6 @@ class SCDG(Model):
 
 
 _STAGES = ("autoencoder", "classifier", "generator", "student")
-
-
-def _count(n: int | None, condition: Mapping[str, Any]) -> int:
-    lengths = {len(value) for value in condition.values() if np.ndim(value)}
-    if len(lengths) > 1 or (n is not None and lengths and lengths != {n}):
-        raise InputError(
-            f"condition columns have lengths {sorted(lengths)} for n={n}; give one value each, or n values"
-        )
-    n = n if n is not None else next(iter(lengths), None)
-    if n is None or n < 1:
-        raise InputError(f"n={n}; ask for at least one cell")
-    return n
 
 
 def _with_more_rows(rows: np.ndarray, pool: np.ndarray | int, size: int) -> Tensor:

@@ -7,7 +7,6 @@ import json
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import pandas as pd
 import torch
 
 from scdd.data.atlas import Atlas
@@ -16,12 +15,12 @@ from scdd.data.preprocess import Preprocessor
 from scdd.data.statistics.moments import column_moments
 from scdd.errors import InputError
 from scdd.models.autoencoder import rebuild_preprocessor
-from scdd.models.base import Model
 from scdd.models.cell_code import CellCode, to_counts
 from scdd.models.class_profiles import ClassProfiles
 from scdd.models.conditions import Conditions
 from scdd.models.dispersions import fit_dispersions
 from scdd.models.gene_order import correlation_order
+from scdd.models.generation import CellGenerator, check_eta, check_guidance, check_sampler, check_steps
 from scdd.models.interpretation import TokenForm, interpret
 from scdd.models.library_sizes import LibrarySizes
 from scdd.models.transformer_config import TransformerConfig, resolve
@@ -33,10 +32,9 @@ from scdd.train.checkpoint import identifying
 from scdd.train.loop import TrainConfig, train
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
-    import anndata
     from torch import Tensor
 
     from scdd.data.loading.batch import CellBatch
@@ -47,7 +45,7 @@ _BLOCK = 512
 _SAMPLE = 4_096
 
 
-class DiffusionTransformer(Model):
+class DiffusionTransformer(CellGenerator):
     """Generate cells gene by gene with a diffusion transformer (scRDiT: Dong et al. 2024), conditionally.
 
     Cells are cut into patches of genes, noised, and denoised by adaLN-Zero blocks. Beyond the publication:
@@ -61,7 +59,10 @@ class DiffusionTransformer(Model):
     label_key
         The ``obs`` column whose classes matter most; it is always a condition.
     conditions
-        Further ``obs`` columns to condition on.
+        Further ``obs`` columns to condition on; numeric ones (age, dose) are taken as numbers, with NaN for
+        a cell where none is known.
+    categorical
+        Those of ``conditions`` that are categories though their values are numbers.
     preset, config, **changes
         ``"default"`` or ``"published"``, or a :class:`TransformerConfig`; single settings by name.
     """
@@ -74,6 +75,7 @@ class DiffusionTransformer(Model):
         *,
         label_key: str = "cell_type",
         conditions: Sequence[str] = (),
+        categorical: Sequence[str] = (),
         preset: str = "default",
         config: TransformerConfig | None = None,
         preprocessor: Preprocessor | None = None,
@@ -94,7 +96,7 @@ class DiffusionTransformer(Model):
                 f"library=True makes counts and {self.atlas.name} holds {self.atlas.expression}; "
                 "pass library=False, or counts"
             )
-        self.conditions = Conditions.fit(self.atlas, [label_key, *conditions])
+        self.conditions = Conditions.fit(self.atlas, [label_key, *conditions], categorical=categorical)
         fit = {"n_top_genes": c.n_top_genes, "flavor": c.flavor}
         self.preprocessor = preprocessor or Preprocessor.fit(self.atlas, **fit)  # type: ignore[arg-type]
         genes = self.preprocessor.n_genes
@@ -182,8 +184,7 @@ class DiffusionTransformer(Model):
 
     def _measure(self) -> None:
         """What must be known of all training cells: zeros, library sizes, codes of conditions."""
-        columns = [self.atlas.labels(name).codes for name in self.conditions.names]
-        self._codes = torch.from_numpy(np.stack(columns, 1))
+        self._codes = torch.from_numpy(self.conditions.codes_of(self.atlas))
         totals = [np.asarray(block.sum(1)).ravel() for _, block in self.atlas.blocks()]
         sizes = torch.from_numpy(np.concatenate(totals))
         self.library = LibrarySizes.fit(sizes, self._codes[:, 0], self.conditions.sizes[0])
@@ -222,59 +223,27 @@ class DiffusionTransformer(Model):
             "conditions": hashlib.sha256(conditions.encode()).hexdigest(),
         }
 
-    @torch.no_grad()
-    def generate(
-        self,
-        n: int | None = None,
-        *,
-        condition: Mapping[str, Any] | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        sampler: str | None = None,
-        eta: float = 0.0,
-        seed: int = 0,
-        progress: bool = True,
-    ) -> anndata.AnnData:
-        """``n`` new cells as AnnData: counts in X, or log1p CP10k where the model knows no library size.
+    _block = _BLOCK
 
-        Parameters
-        ----------
-        n
-            How many; left out, one for each value of the longest column of ``condition``.
-        condition
-            ``obs`` column -> one value or n values; columns left out follow the training composition.
-        steps, sampler, eta
-            Network calls; dpm++, ddim, ddpm or flow; noise of DDIM.
-        guidance
-            Classifier-free guidance w in ``(1 + w) f(c) - w f(null)``.
-        """
-        from scdd.models.scdg import _count
-        from scdd.progress import progress_bar
+    @property
+    def _makes(self) -> str:
+        return "counts" if self.config.library else "log1p"
 
-        self._require_fit()
+    def _how(
+        self, steps: int | None, guidance: float | None, sampler: str | None, eta: float
+    ) -> dict[str, Any]:
         c = self.config
-        condition = dict(condition or {})
-        n = _count(n, condition)
-        rng = np.random.default_rng(seed)
-        fields = torch.from_numpy(self.conditions.complete(self.conditions.encode(condition, n), rng))
-        generator = torch.Generator().manual_seed(seed)
-        how = {
-            "sampler": sampler or c.sampler, "steps": steps or c.sampling_steps, "eta": eta,
-            "guidance": c.guidance if guidance is None else guidance,
-        }  # fmt: skip
-        blocks, totals = [], []
-        with progress_bar("generating", n, enabled=progress) as advance:
-            for start in range(0, n, _BLOCK):
-                x, size = self._generate_block(fields[start : start + _BLOCK], generator, **how)
-                blocks.append(x)
-                totals.append(size)
-                advance(len(size))
-        return self._as_anndata(blocks, fields.numpy(), torch.cat(totals).numpy(), {**how, "seed": seed})
+        return {
+            "sampler": check_sampler(sampler, c.sampler),
+            "steps": check_steps(steps, c.sampling_steps, c.timesteps),
+            "eta": check_eta(eta),
+            "guidance": check_guidance(guidance, c.guidance),
+        }
 
-    def _generate_block(self, fields: Tensor, generator: torch.Generator, **how: Any) -> tuple[Any, Tensor]:
-        from scipy import sparse
+    def _draw_totals(self, fields: Tensor, generator: torch.Generator) -> Tensor:
+        return self.library.sample(fields[:, 0], generator)
 
-        totals = self.library.sample(fields[:, 0], generator)
+    def _draw_block(self, fields: Tensor, totals: Tensor, generator: torch.Generator, **how: Any) -> Tensor:
         noise = torch.randn(len(fields), self.preprocessor.n_genes, generator=generator)
         seed = int(torch.randint(2**31, (), generator=generator))
         drawn = self.net.draw(fields, self._numbers(totals), noise, seed=seed, **how)
@@ -285,32 +254,11 @@ class DiffusionTransformer(Model):
             counts[:, self.order] = draw_negative_binomial(
                 drawn.share * totals[:, None], head.theta, generator
             )
-            return sparse.csr_matrix(counts.numpy()), totals
+            return counts
         v = self.code.decode(drawn.x0, drawn.zero_logit, generator)
         x = torch.empty_like(v)
         x[:, self.order] = to_counts(v, totals) if self.config.library else v
-        return sparse.csr_matrix(x.numpy()), totals
-
-    def _as_anndata(
-        self, blocks: list[Any], fields: np.ndarray, totals: np.ndarray, run: dict[str, Any]
-    ) -> anndata.AnnData:
-        import anndata
-        from scipy import sparse
-
-        obs = self.conditions.decode(fields)
-        obs.index = [f"generated_{number}" for number in range(len(fields))]
-        if self.config.library:
-            # of all genes, those that are not modelled among them
-            obs["total_counts"] = totals
-        adata = anndata.AnnData(
-            sparse.vstack(blocks, format="csr"), obs=obs, var=pd.DataFrame(index=self.preprocessor.genes)
-        )
-        expression = "counts" if self.config.library else "log1p"
-        head = {"method": type(self).__name__, "expression": expression, "model": self.weights_hash()}
-        adata.uns["scdd"] = {**head, **run}
-        if not self.config.library:
-            adata.uns["log1p"] = {"base": None}
-        return adata
+        return x
 
     def _config(self) -> dict[str, Any]:
         return {
@@ -420,7 +368,7 @@ class WhiteBoxDiffusionTransformer(DiffusionTransformer):
 
     def _known_cells(self, atlas: Atlas, rows: np.ndarray) -> CellsToLearn:
         v = torch.from_numpy(self.preprocessor.transform(atlas, rows))[:, self.order]
-        table = {name: atlas.column(name).iloc[rows].astype(str).to_numpy() for name in self.conditions.names}
+        table = {name: atlas.column(name).iloc[rows] for name in self.conditions.names}
         totals = torch.from_numpy(np.asarray(atlas.read(rows).sum(1)).ravel()).float()
         codes = torch.from_numpy(self.conditions.encode(table, len(rows)))
         return CellsToLearn(self.code.encode(v), v == 0, codes, self._numbers(totals))

@@ -73,5 +73,7 @@ def _model(path: Path) -> str:
     for name, values in zip(
         *(config.get("conditions", {}).get(k, []) for k in ("names", "values")), strict=False
     ):
-        lines.append(f"  condition {name}: {', '.join(values)}")
+        number = config["conditions"].get("numbers", {}).get(name)
+        range_ = f"a number, {number['low']:g} to {number['high']:g} in training" if number else ""
+        lines.append(f"  condition {name}: {range_ or ', '.join(values)}")
     return "\n".join(lines)
