@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scdd.errors import DataFileError, InputError
-from scdd.models.base import Model
+
+if TYPE_CHECKING:
+    from scdd.models.base import Model
 
 # Class -> module, imported when it is needed.
 _CLASSES = {
