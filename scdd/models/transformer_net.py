@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scdd.diffusion.parameterisation import target
 from scdd.diffusion.schedule import NoiseSchedule
 from scdd.models.transformer_draw import Drawn, RecordedDraw, draw_once, last_time, sampling_device
-from scdd.nn.linear_start import LinearStart
-from scdd.nn.transformer import DiffusionTransformerNet
+from scdd.nn.linear_start import Centred, LinearStart
+from scdd.nn.transformer import DiffusionTransformerNet, compute_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,9 +77,7 @@ class TransformerDiffusion(nn.Module):
         time, weight = t / self.schedule.steps, self.weights[t]
         if batch.counts is not None and batch.totals is not None:
             eps = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
-            terms = self.net.counts_loss(
-                batch.x0, eps, time, codes, numbers, weight=weight, counts=batch.counts, totals=batch.totals
-            )
+            terms = self._counted(batch, eps, t, codes, numbers)
         else:
             terms = self.net.loss(
                 batch.x0,
@@ -97,6 +96,22 @@ class TransformerDiffusion(nn.Module):
         if self.config.weight_orthonormal:
             terms["orthonormal"] = self.config.weight_orthonormal * self.net.deviation()
         return terms
+
+    def _counted(
+        self, batch: CellsToLearn, eps: Tensor, t: Tensor, codes: Tensor, numbers: Tensor
+    ) -> dict[str, Tensor]:
+        """The terms from the linear start, around the means of the classes, with the likelihood of counts."""
+        start, time = self.net.start, t / self.schedule.steps
+        assert start is not None, "the shape has counts=True"
+        assert batch.counts is not None, "the loader gives counts"
+        assert batch.totals is not None, "the loader gives totals"
+        anchor = start.anchors(codes)
+        clean, (signal, noise) = batch.x0 - anchor, start.levels(time)
+        cells = Centred(signal * clean + noise * eps, signal, noise, anchor)
+        rows = self.net.rows(time, codes, numbers, compute_dtype(batch.x0))
+        prediction, counts = self.net.counted(cells, rows, codes, batch.counts, batch.totals)
+        error = (prediction - target(start.kind, clean, eps, signal, noise)).square().mean(1)
+        return {"diffusion": (self.weights[t] * error).mean(), "counts": counts}
 
     @torch.no_grad()
     def draw(

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scdd.diffusion.parameterisation import target
 from scdd.kernels import denoise_loss, gated_residual_modulate, modulate
 from scdd.nn.branches import (
     OvercompleteSparseCoding,
@@ -22,11 +21,12 @@ from scdd.nn.branches import (
 from scdd.nn.count_head import CountHead
 from scdd.nn.embeddings import ConditionEmbedding, TimeEmbedding
 from scdd.nn.gene_tokens import GeneTokens, PatchReadout
-from scdd.nn.linear_start import Centred, LinearStart
 from scdd.nn.modulation import Modulation, ModulationKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from scdd.nn.linear_start import Centred, LinearStart
 
     # Told of the tensors of every block: number of the block, name, tensor.
     Observe = Callable[[int, str, Tensor], None]
@@ -178,7 +178,7 @@ class DiffusionTransformerNet(nn.Module):
         return torch.stack([block.mixer.deviation() for block in blocks]).mean()
 
     def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, numbers: Tensor) -> Clean:  # noqa: D102
-        return self.clean(x_t, self.rows(t, codes, numbers, _compute_dtype(x_t)), t, codes)
+        return self.clean(x_t, self.rows(t, codes, numbers, compute_dtype(x_t)), t, codes)
 
     def centre(self, x_t: Tensor, t: Tensor, codes: Tensor) -> Tensor:
         """What becomes tokens of noised cells [B, G]: all of them, or what the class's mean leaves."""
@@ -205,22 +205,15 @@ class DiffusionTransformerNet(nn.Module):
         h = self.tokens(x_t).to(rows[0].dtype)
         return modulate(self.blocks_of(h, rows), *rows[-2:])
 
-    def counts_loss(
-        self, x0: Tensor, eps: Tensor, t: Tensor, codes: Tensor, numbers: Tensor, *, weight: Tensor,
-        counts: Tensor, totals: Tensor,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """As :meth:`loss`, from the linear start and with the likelihood of counts; ``eps`` [B, G]."""
+    def counted(
+        self, cells: Centred, rows: tuple[Tensor, ...], codes: Tensor, counts: Tensor, totals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction of centred cells [B, G], and the loss of their counts [B, G] of totals [B]."""
         assert self.start is not None, "the shape has counts=True"
         assert self.counts is not None, "the shape has counts=True"
-        clean = x0 - self.start.anchors(codes)
-        signal, noise = self.start.levels(t)
-        cells = Centred(signal * clean + noise * eps, signal, noise, self.start.anchors(codes))
-        y = self._features(cells.x_t, self.rows(t, codes, numbers, _compute_dtype(x0)))
-        wanted = target(self.start.kind, clean, eps, signal, noise)
-        error = self.start.prediction(cells) + self.leave(y).float() - wanted
+        y = self._features(cells.x_t, rows)
         share = self.counts.share(y, self.start.scores(cells), codes)
-        diffusion = (weight * error.square().mean(1)).mean()
-        return {"diffusion": diffusion, "counts": self.counts.loss(share, counts, totals)}
+        return self.start.prediction(cells) + self.leave(y).float(), self.counts.loss(share, counts, totals)
 
     def loss(
         self, x0: Tensor, signal: Tensor, noise: Tensor, t: Tensor, codes: Tensor, numbers: Tensor, *,
@@ -232,8 +225,8 @@ class DiffusionTransformerNet(nn.Module):
         ``x0`` [B, G], ``signal``, ``noise``, ``t`` and ``weight`` [B], ``zeros`` bool [B, G]. The noise is
         drawn inside the first and the last operator, and never lies in memory.
         """
-        assert isinstance(self.leave, nn.Linear), "counts are learnt by counts_loss"
-        dtype = _compute_dtype(x0)
+        assert isinstance(self.leave, nn.Linear), "counts are learnt by `counted`"
+        dtype = compute_dtype(x0)
         h = self.tokens.noised(x0, signal, noise, seed, dtype)
         rows = self.rows(t, codes, numbers, dtype)
         h = self.blocks_of(h, rows)
@@ -250,6 +243,7 @@ class DiffusionTransformerNet(nn.Module):
         return terms
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What autocast computes in on the device of ``x``, or the dtype of ``x``."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
