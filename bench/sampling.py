@@ -192,7 +192,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     one = [r for r in rows if r.get("bench") == "one step"]
     if one:
         lines += ["## SCDG in one step: denoised, decoded, counts drawn, written as sparse .h5ad", "",
-                  "By `python bench/one_step.py`.", "",
+                  "By `python bench/one_step_throughput.py`.", "",
                   "| data | genes | cells | cells/s, median | best | cells/CPU-s | threads |",
                   "|---|---|---|---|---|---|---|"]  # fmt: skip
         lines += [
