@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import sparse, stats
 
-from scdd.nn.count_draws import draw_negative_binomial, draw_sparse_negative_binomial
+from scdd.nn.count_draws import _by_inversion, draw_negative_binomial, draw_sparse_negative_binomial
 from scdd.nn.heads import NegativeBinomialHead
 
 # both sides of the limits beyond which a gamma-Poisson draw takes over
@@ -85,6 +85,19 @@ def test_silent_genes_and_no_cells():
     assert len(parts.values) == 0
     assert parts.indptr.tolist() == [0] * (len(mu) + 1)
     assert draw_negative_binomial(mu[:0], theta, seeded()).shape == (0, 40)
+
+
+@pytest.mark.parametrize("theta", [0.3, 1.0, 3.0, 20.0, 200.0, 1e5])
+def test_the_largest_uniform_numbers_give_no_absurd_counts(theta):
+    mu = torch.tensor([0.01, 0.05, 0.3, 1.0, 2.0, 4.0, 7.9])
+    mu = mu[mu / theta < 16]
+    for steps in (1, 2, 4, 16):
+        uniform = torch.full_like(mu, 1 - steps * 2.0**-24)
+        counts = _by_inversion(uniform, mu / theta, torch.full_like(mu, theta)).numpy()
+        # as far as float32 can tell probabilities apart
+        p = theta / (theta + mu.double().numpy())
+        assert (counts <= stats.nbinom.ppf(1 - 1e-10, theta, p)).all()
+        assert (counts >= stats.nbinom.ppf(1 - 2e-6, theta, p)).all()
 
 
 def test_the_head_draws_from_it():
