@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from scdd.kernels.noise_patch_embed import patch_noise
 from timing.clock import Clock, peak_bytes, spreads
 from timing.environment import environment
-from training import fused, published
+from training import fused, ours, published
 from training.published import Sizes, Transformer
 
 if TYPE_CHECKING:
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from scdd.nn.transformer import DiffusionTransformerNet
+
 _SEED = 0
+# the noise that all ways are given when they are compared
+_GATE_SEED = 11
 
 
 class Batch(NamedTuple):
@@ -67,12 +72,28 @@ def fused_loss(
     return fused.loss(model, *batch, seed=seed, dtype=dtype)
 
 
+def net_loss(
+    net: DiffusionTransformerNet, batch: Batch, eps: Tensor | None, dtype: torch.dtype, seed: Tensor
+) -> Tensor:
+    """By the network that the package trains, which draws its noise itself: that of the gate, if `eps` is given."""
+    if eps is None:
+        seed += 1
+    drawn = torch.full_like(seed, _GATE_SEED) if eps is not None else seed
+    none = batch.t.new_empty(len(batch.t), 0)
+    enabled = dtype != torch.float32
+    with torch.autocast(batch.x0.device.type, dtype=dtype if enabled else None, enabled=enabled):
+        terms = net.loss(*batch[:3], batch.t / 1000, none.long(), none, seed=drawn, prediction="eps")
+    return terms["diffusion"]
+
+
 def ways(model: Transformer, collapsed: Transformer, batch: Batch, *, compiled: bool) -> dict[str, tuple]:
     """Each way by name: its model, and its loss ``(eps, dtype) -> scalar``."""
     seed = torch.zeros((), dtype=torch.int64, device=batch.x0.device)
-    ours = copy.deepcopy(model)
+    twin = copy.deepcopy(model)
+    net = ours.from_published(model).to(batch.x0.device)
     found = {
-        "scdd": (ours, partial(_call, fused_loss, ours, batch, seed=seed)),
+        "scdd": (twin, partial(_call, fused_loss, twin, batch, seed=seed)),
+        "scdd.nn": (net, partial(_call, net_loss, net, batch, seed=seed.clone())),
         "published": (model, partial(_call, published_loss, model, batch)),
         "algebra": (collapsed, partial(_call, published_loss, collapsed, batch)),
     }
@@ -93,11 +114,17 @@ def gate(found: dict[str, tuple], batch: Batch, dtype: torch.dtype) -> list[str]
     The truth is the published way in float64. PyTorch's two ways, with a map of attention and without, round
     differently: what the worse of them does is allowed.
     """
-    eps = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(1)).to(batch.x0)
-    exact = copy.deepcopy(found["published"][0]).double()
+    theirs = found["published"][0]
+    seed, patch = torch.tensor(_GATE_SEED, device=batch.x0.device), theirs.sizes.patch
+    eps = patch_noise(seed, *batch.x0.shape, patch=patch, device=batch.x0.device, dtype=batch.x0.dtype)
+    exact = copy.deepcopy(theirs).double()
     value = published.loss(exact, *(v.double() for v in batch), eps.double())
     truth = [value.detach(), *torch.autograd.grad(value, list(exact.parameters()))]
-    errors = {name: _distance(_gradients(*way, eps, dtype), truth) for name, way in found.items()}
+    results = {name: _gradients(*way, eps, dtype) for name, way in found.items()}
+    if "scdd.nn" in results:
+        value, *gradients = results["scdd.nn"]
+        results["scdd.nn"] = [value, *ours.gradients_as_published(theirs, found["scdd.nn"][0], gradients)]
+    errors = {name: _distance(result, truth) for name, result in results.items()}
     allowed = 2 * max(errors["published"], errors["algebra"]) + 1e-5
     return [f"{name}: error {e:.3g}, {allowed:.3g} allowed" for name, e in errors.items() if not e <= allowed]
 
@@ -106,7 +133,8 @@ def _gradients(
     model: Transformer, loss: Callable[..., Tensor], eps: Tensor, dtype: torch.dtype
 ) -> list[Tensor]:
     value = loss(eps, dtype)
-    return [value.detach(), *torch.autograd.grad(value, list(model.parameters()))]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [value.detach(), *torch.autograd.grad(value, trained)]
 
 
 def _distance(found: list[Tensor], truth: list[Tensor]) -> float:

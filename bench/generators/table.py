@@ -35,7 +35,7 @@ cells. Means over seeds, ± half a 95 % interval where there are several; a seed
 the parts are the same. Bold: the bar is met by the mean. *Second real sample* is the floor: as many train cells.
 
 `genes_shuffled`, `class_mean`, `labels_shuffled` and `copy_of_train` are there to be caught. `scvi_posterior` decodes
-train cells again, which is no generation.
+train cells again, which is no generation. Seconds are wall time on a shared machine: an order of magnitude.
 """
 FIGURE = "generators.svg"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from pathlib import Path  # noqa: TC003 - typer reads the annotations
+from pathlib import Path  # noqa: TC003  (typer reads the annotations)
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scdd.cli import options as opt  # noqa: TC001 - typer reads the annotations
+from scdd.cli import options as opt  # noqa: TC001
 from scdd.errors import InputError
 
 if TYPE_CHECKING:

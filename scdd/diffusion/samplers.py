@@ -15,7 +15,7 @@ from scdd.kernels import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from scdd.diffusion.parameterisation import Parameterisation
     from scdd.diffusion.schedule import NoiseSchedule
@@ -106,13 +106,33 @@ def sample(
     ``clamp`` bounds the clean estimate of every step. Each step draws its noise, if it has any, from a seed
     of its own.
     """
-    x, previous = noise, None
     table = chosen.coefficients.to(noise.device)
-    for number in range(len(table)):
-        t = torch.full((len(x),), int(chosen.times[number]) / schedule.steps, device=x.device)
+    seeds = torch.arange(seed, seed + len(table), device=noise.device)
+    times = (chosen.times[:-1] / schedule.steps).tolist()
+    return run(denoise, noise, times, table, seeds, guidance=guidance, clamp=clamp)
+
+
+@torch.no_grad()
+def run(
+    denoise: Guided,
+    noise: Tensor,
+    times: Sequence[float],
+    table: Tensor,
+    seeds: Tensor,
+    *,
+    guidance: float = 1.0,
+    clamp: tuple[float, float] | None = None,
+) -> Tensor:
+    """The steps of :func:`sample`. Nothing looks at a number on the device, so a CUDA graph can hold them.
+
+    ``times`` in (0, 1] [K], coefficients ``table`` [K, 6] and int64 ``seeds`` [K] of every step.
+    """
+    x, previous = noise, None
+    for number, time in enumerate(times):
+        t = torch.full((len(x),), time, device=x.device)
         output, unconditional = denoise(x, t)
         x, previous = denoise_step_with_estimate(
             x, output, table[number], unconditional=unconditional, guidance=guidance,
-            previous=previous, seed=seed + number, clamp=clamp,
+            previous=previous, seed=seeds[number], clamp=clamp,
         )  # fmt: skip
     return x

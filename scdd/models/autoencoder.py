@@ -158,14 +158,16 @@ class Autoencoder(Model):
             raise InputError("preprocessor= has no scale; make it with Preprocessor.fit, not of_genes")
         self.net.gene_mean.copy_(torch.from_numpy(p.mean))
         self.net.gene_std.copy_(torch.from_numpy(p.std))
-        moments = column_moments(self.atlas)
+        # of the share that a gene has of a cell's counts, where they are counts
+        moments = column_moments(self.atlas, target_sum=1.0 if p.log1p else 0.0)
         where = self.atlas.var_names.astype(str).get_indexer(p.genes)
         if (where < 0).any():
             raise InputError(
                 f"preprocessor= names genes that {self.atlas.name} lacks, e.g. {p.genes[where < 0][0]!r}"
             )
         detected = torch.from_numpy(moments.nonzero[where] / moments.n).float()
-        self.net.head.start_from(torch.from_numpy(p.mean), detected)
+        share = torch.from_numpy(moments.mean[where]).float()
+        self.net.head.start_from(torch.from_numpy(p.mean), detected, share)
 
     def loader(self, atlas: Atlas, **options: Any) -> CellLoader:
         """Batches of an atlas as this model wants them."""

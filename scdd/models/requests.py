@@ -108,7 +108,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
             skipinitialspace=True,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise DataFileError(f"{path} cannot be read as a table ({error})") from error
+        raise DataFileError(f"{path} cannot be read as a table ({error}); check path and rows") from error
 
 
 def described(condition: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,6 +153,6 @@ def _counts(column: pd.Series, key: str, name: str) -> np.ndarray:
     if bad.any():
         at = int(np.argmax(bad))
         raise InputError(
-            f"{name}: {key}={column.iloc[at]!r} in row {at + 1}; give whole numbers of cells, 0 or more"
+            f"{name}: {key}={column.iloc[at]} in row {at + 1}; give whole numbers of cells, 0 or more"
         )
     return counts.astype(np.int64)

@@ -12,6 +12,7 @@ import torch
 from scdd.data.atlas import Atlas
 from scdd.data.loader import CellLoader
 from scdd.data.preprocess import Preprocessor
+from scdd.data.statistics.moments import column_moments
 from scdd.errors import InputError
 from scdd.models.autoencoder import rebuild_preprocessor
 from scdd.models.cell_code import CellCode, to_counts
@@ -26,6 +27,7 @@ from scdd.models.transformer_config import TransformerConfig, resolve
 from scdd.models.transformer_net import CellsToLearn, TransformerDiffusion
 from scdd.models.validation import HeldOutCells, hold_out
 from scdd.models.white_box_variants import variant_of, variant_switches
+from scdd.nn.count_draws import draw_negative_binomial
 from scdd.train.checkpoint import identifying
 from scdd.train.loop import TrainConfig, train
 
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from scdd.models.interpretation_result import Interpretation
 
 _BLOCK = 512
+# cells that the linear denoiser is fitted on
+_SAMPLE = 4_096
 
 
 class DiffusionTransformer(CellGenerator):
@@ -118,12 +122,7 @@ class DiffusionTransformer(CellGenerator):
         self._measure()
         torch.manual_seed(c.seed)
         net = self._build()
-        if net.net.counts is not None:
-            share = self.profiles.log_share(self.order)
-            columns = self.atlas.var_names.astype(str).get_indexer(self.preprocessor.genes)[self.order]
-            label = self._codes[:, 0].numpy()
-            net.net.counts.start_from(share, fit_dispersions(self.atlas, columns, label, share, seed=c.seed))
-            net.anchor.copy_(self.profiles.anchors(self.code, self.order))
+        self._start_from_data(net)
         parts = hold_out(self.atlas.n_obs, c.validation, codes=self._codes[:, 0].numpy(), seed=c.seed)
         n = self.atlas.n_obs if parts.train is None else len(parts.train)
         loader = self._loader(
@@ -145,6 +144,24 @@ class DiffusionTransformer(CellGenerator):
         self.trained_on = self.atlas.fingerprint()
         self.fitted = True
         return self
+
+    def _start_from_data(self, net: TransformerDiffusion) -> None:
+        """Class means, their linear denoiser and dispersions, where counts are modelled."""
+        start, head, seed = net.net.start, net.net.counts, self.config.seed
+        if start is None or head is None:
+            return
+        label = self._codes[:, 0].numpy()
+        share = self.profiles.log_share(self.order)
+        columns = self.atlas.var_names.astype(str).get_indexer(self.preprocessor.genes)[self.order]
+        head.start_from(share, fit_dispersions(self.atlas, columns, label, share, seed=seed))
+        start.anchor.copy_(self.profiles.anchors(self.code, self.order))
+        rows = np.sort(np.random.default_rng(seed).permutation(self.atlas.n_obs)[:_SAMPLE])
+        coded = self.code.encode(
+            torch.from_numpy(self.preprocessor.transform(self.atlas, rows))[:, self.order]
+        )
+        found = self.profiles.within(coded, start.anchor, label[rows], len(start.spread))
+        for buffer, values in zip((start.basis, start.spread, start.rest), found, strict=True):
+            buffer[..., : values.shape[-1]] = values
 
     def _loader(self, atlas: Atlas, **options: Any) -> CellLoader:
         batch_size = self.config.batch_size
@@ -171,13 +188,17 @@ class DiffusionTransformer(CellGenerator):
         totals = [np.asarray(block.sum(1)).ravel() for _, block in self.atlas.blocks()]
         sizes = torch.from_numpy(np.concatenate(totals))
         self.library = LibrarySizes.fit(sizes, self._codes[:, 0], self.conditions.sizes[0])
+        p = self.preprocessor
         if self.config.zeros == "counts":
-            mean, std = self.preprocessor.mean, self.preprocessor.std
-            assert mean is not None, "the preprocessor was fitted"
-            assert std is not None, "the preprocessor was fitted"
-            self.code = CellCode.of_genes(mean[self.order], std[self.order])
+            assert p.mean is not None, "the preprocessor was fitted"
+            assert p.std is not None, "the preprocessor was fitted"
+            self.code = CellCode.of_genes(p.mean[self.order], p.std[self.order])
             label, classes = self._codes[:, 0].numpy(), self.conditions.sizes[0]
-            self.profiles = ClassProfiles.fit(self.atlas, self.preprocessor, label, classes)
+            self.profiles = ClassProfiles.fit(self.atlas, p, label, classes)
+            return
+        moments = column_moments(self.atlas)
+        where = self.atlas.var_names.astype(str).get_indexer(p.genes)
+        self.code = CellCode.fit(self.config.zeros, p, torch.from_numpy(moments.nonzero[where] / moments.n))
 
     def _to_learn(self, batch: CellBatch) -> CellsToLearn:
         v = torch.from_numpy(batch.x)[:, self.order]
@@ -225,11 +246,14 @@ class DiffusionTransformer(CellGenerator):
     def _draw_block(self, fields: Tensor, totals: Tensor, generator: torch.Generator, **how: Any) -> Tensor:
         noise = torch.randn(len(fields), self.preprocessor.n_genes, generator=generator)
         seed = int(torch.randint(2**31, (), generator=generator))
-        drawn = self.net.draw(fields, self._numbers(totals), totals, noise, seed=seed, **how)
-        if drawn.rate is not None:
-            head, counts = self.net.net.counts, torch.empty_like(drawn.x0)
-            assert head is not None, "only it makes rates"
-            counts[:, self.order] = head.draw(drawn.rate, generator)
+        drawn = self.net.draw(fields, self._numbers(totals), noise, seed=seed, **how)
+        if drawn.share is not None:
+            head = self.net.net.counts
+            assert head is not None, "shares come from it"
+            counts = torch.empty_like(drawn.x0)
+            counts[:, self.order] = draw_negative_binomial(
+                drawn.share * totals[:, None], head.theta, generator
+            )
             return counts
         v = self.code.decode(drawn.x0, drawn.zero_logit, generator)
         x = torch.empty_like(v)
@@ -347,6 +371,4 @@ class WhiteBoxDiffusionTransformer(DiffusionTransformer):
         table = {name: atlas.column(name).iloc[rows] for name in self.conditions.names}
         totals = torch.from_numpy(np.asarray(atlas.read(rows).sum(1)).ravel()).float()
         codes = torch.from_numpy(self.conditions.encode(table, len(rows)))
-        return CellsToLearn(
-            self.net.centred(self.code.encode(v), codes), v == 0, codes, self._numbers(totals)
-        )
+        return CellsToLearn(self.code.encode(v), v == 0, codes, self._numbers(totals))

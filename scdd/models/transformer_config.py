@@ -38,7 +38,7 @@ class TransformerConfig:
     timesteps: int = 1_000
     min_snr: float = 5.0
     weight_zeros: float = 0.1
-    decode_signal: float = 0.15
+    decode_signal: float = 0.3
     weight_orthonormal: float = 0.0
     condition_dropout: float = 0.1
     sampler: str = "dpm++"
@@ -99,15 +99,13 @@ _PUBLISHED = TransformerConfig(
     condition_dropout=0.1, sampler="ddim", sampling_steps=100, batch_size=16, lr=3e-4, ema=0.0,
     validation=0.0,
 )  # fmt: skip
+# No cells are held out: by validation loss a small atlas is learnt in a few hundred steps, and by every
+# two-sample test (on mouse intestine, which no table shows) cells went on becoming more like real ones.
 _DEFAULT = TransformerConfig(
-    shape=TransformerShape(
-        patch=64, width=128, heads=4, depth=4, modulation="low_rank", learned_positions=True
-    ),
-    order="correlation",
-    zeros="counts",
-    schedule="linear",
-    steps=2_000,
-)
+    shape=TransformerShape(patch=64, width=128, heads=4, depth=3, modulation="low_rank"),
+    order="correlation", zeros="counts", schedule="linear", steps=2_000, batch_size=64, lr=2e-3, ema=0.995,
+    validation=0.0,
+)  # fmt: skip
 PRESETS = {
     "attention": {"default": _DEFAULT, "published": _PUBLISHED},
     "white_box": {
@@ -133,5 +131,7 @@ def resolve(kind: str, preset: str, changes: dict[str, Any]) -> TransformerConfi
     if unknown := [name for name in changes if name not in own | inner]:
         raise InputError(f"unknown setting {unknown[0]!r}; choose among {', '.join(sorted(own | inner))}")
     config = PRESETS[kind][preset]
+    if changes.get("library") is False and config.zeros == "counts":
+        changes = {"zeros": "hurdle", **changes}  # counts are of a library size
     shape = replace(config.shape, **{k: v for k, v in changes.items() if k in inner})
     return replace(config, shape=shape, **{k: v for k, v in changes.items() if k in own})

@@ -133,6 +133,8 @@ class SparseCoding(nn.Module):
     threshold of every column (softplus, from the published 0.1).
     """
 
+    operator: Tensor | None
+
     def __init__(
         self, width: int, *, step_size: float = 0.1, threshold: float = 0.1, learned: bool = False,
         residual: bool = True,
@@ -143,7 +145,7 @@ class SparseCoding(nn.Module):
         nn.init.kaiming_uniform_(self.dictionary)
         self.level = _level(threshold, width if learned else None)
         # set in the copy that `prepared_for_sampling` makes, where weights stand still
-        self.operator: Tensor | None = None
+        self.register_buffer("operator", None, persistent=False)
 
     def threshold(self) -> Tensor:
         """``lambda``, the price of a nonzero: a scalar, or one for each column [D]."""

@@ -16,6 +16,8 @@ _LARGEST_MEAN = 8.0
 _LARGEST_ODDS = 16.0
 # (16 / 17)^_TERMS is less than the steps of a float32 uniform
 _TERMS = 512
+# Masses this small and all after them sum to less than half such a step.
+_NOTHING = 1e-9
 
 
 class SparseCounts(NamedTuple):
@@ -93,7 +95,8 @@ def _by_inversion(uniform: Tensor, odds: Tensor, theta: Tensor) -> Tensor:
     """The least k [n] whose sum of masses up to it reaches ``uniform``; that of zero alone does not.
 
     ``P(k) = P(k - 1) q (k - 1 + theta) / k`` with ``q = mu / (theta + mu)``. Who has arrived leaves; of the
-    others, always fewer, twice as many masses are summed at a time.
+    others, always fewer, twice as many masses are summed at a time. Rounded sums may end just below the
+    largest uniform numbers: those arrive where nothing is left to be summed.
     """
     mass = torch.log1p(odds).mul_(-theta).exp_()
     found, at = torch.ones_like(mass), torch.arange(len(mass), device=mass.device)
@@ -105,6 +108,10 @@ def _by_inversion(uniform: Tensor, odds: Tensor, theta: Tensor) -> Tensor:
         sums = masses.cumsum(1)
         found[at] = first + (sums < left[:, None]).sum(1, dtype=mass.dtype)
         on = (sums[:, -1] < left).nonzero()[:, 0]
+        spent = masses[on, -1] < _NOTHING
+        ended = on[spent]
+        found[at[ended]] = first + (masses[ended] >= _NOTHING).sum(1, dtype=mass.dtype)
+        on = on[~spent]
         left = left[on] - sums[on, -1]
         at, ratio, theta, mass = at[on], ratio[on], theta[on], masses[on, -1]
         first, width = first + width, min(2 * width, 64)

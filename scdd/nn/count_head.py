@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
-from scdd.nn.count_draws import draw_negative_binomial
 from scdd.nn.count_likelihood import negative_binomial_loss
+from scdd.nn.gene_tokens import PatchReadout
 from scdd.nn.heads import DISPERSION_PACE
 
-_FIRST_THETA = 5.0
+_WIDTH = 256
 
 
 class CountHead(nn.Module):
-    """``count_g ~ NB(total rho_g, theta_g)``, ``rho = softmax(offset[class] + W tokens)``.
+    """``count_g ~ NB(total rho_g, theta_g)``, ``rho = softmax(offset[class] + f(cell) + W_n token_n)``.
 
-    The offsets are the log shares of each class (last: of all cells), so that the tokens need only say in
-    what a cell differs from its class. The last column stands for all genes that are not modelled.
+    The offsets are the log shares of each class (last: of all cells). ``f`` is a perceptron of what is known
+    of the cell as a whole, its coordinates in :class:`scdd.nn.linear_start.LinearStart` and the mean of its
+    tokens, so that single tokens need only say what is left. The last column stands for all genes that are
+    not modelled.
     """
 
-    def __init__(self, width: int, patch: int, genes: int, classes: int):
+    def __init__(self, width: int, patch: int, genes: int, classes: int, rank: int):
         super().__init__()
         self.genes = genes
-        self.enter, self.rest = nn.Linear(width, patch, bias=False), nn.Linear(width, 1, bias=False)
-        nn.init.zeros_(self.enter.weight)
-        nn.init.zeros_(self.rest.weight)
+        self.own = PatchReadout(genes, patch, width)
         self.offset = nn.Parameter(torch.zeros(classes + 1, genes + 1))
-        self.dispersion = nn.Parameter(torch.full((genes + 1,), math.log(_FIRST_THETA) / DISPERSION_PACE))
+        self.cell = nn.Sequential(nn.Linear(rank + width, _WIDTH), nn.LayerNorm(_WIDTH), nn.SiLU())
+        self.shift = nn.Linear(_WIDTH, genes + 1)
+        nn.init.zeros_(self.shift.weight)
+        nn.init.zeros_(self.shift.bias)
+        self.dispersion = nn.Parameter(torch.zeros(genes + 1))
 
     def start_from(self, log_share: Tensor, log_theta: Tensor) -> None:
         """Begin at the shares of every class and of all cells, [C + 1, G + 1], and at dispersions [G + 1]."""
@@ -41,21 +43,17 @@ class CountHead(nn.Module):
         """Inverse dispersion of every gene [G]."""
         return (DISPERSION_PACE * self.dispersion[:-1]).exp()
 
-    def rate(self, tokens: Tensor, label: Tensor, totals: Tensor) -> Tensor:
-        """Means [B, G + 1] of the tokens [B, N, D] of cells of classes [B] (-1: not given) and totals [B]."""
-        own = self.enter(tokens).flatten(1)[:, : self.genes]
-        rest = self.rest(tokens).mean(1)
-        offset = self.offset[torch.where(label < 0, len(self.offset) - 1, label)]
-        logits = torch.cat([own, rest], 1).float() + offset
-        return torch.softmax(logits, 1) * totals[:, None]
+    def share(self, tokens: Tensor, scores: Tensor, codes: Tensor) -> Tensor:
+        """Shares [B, G + 1] of cells with tokens [B, N, D], scores [B, R] and conditions [B, F]."""
+        label = codes[:, 0]
+        whole = self.shift(self.cell(torch.cat([scores, tokens.mean(1).float()], 1)))
+        logits = self.offset[torch.where(label < 0, len(self.offset) - 1, label)] + whole
+        genes = logits[:, :-1] + self.own(tokens).float()
+        return torch.softmax(torch.cat([genes, logits[:, -1:]], 1), 1)
 
-    def loss(self, tokens: Tensor, label: Tensor, counts: Tensor, totals: Tensor) -> Tensor:
-        """``-log p(counts)`` a gene, mean over cells."""
+    def loss(self, share: Tensor, counts: Tensor, totals: Tensor) -> Tensor:
+        """``-log p(counts)`` a gene, mean over cells, of shares [B, G + 1] and counts [B, G]."""
         others = (totals - counts.sum(1)).clamp_min(0)
         every = torch.cat([counts, others[:, None]], 1)
-        mu = self.rate(tokens, label, totals) + 1e-8
+        mu = share * totals[:, None] + 1e-8
         return negative_binomial_loss(every, mu, DISPERSION_PACE * self.dispersion) / self.genes
-
-    def draw(self, rate: Tensor, generator: torch.Generator) -> Tensor:
-        """Counts [B, G] of means [B, G]."""
-        return draw_negative_binomial(rate, self.theta, generator)

@@ -16,17 +16,26 @@ class GeneTokens(nn.Module):
 
     With ``patch=1`` every gene is a token: ``W`` is the direction of expression, ``position`` the gene.
     Where P does not divide G the last patch is filled up with zeros, and what the network says of them is
-    cut off again.
+    cut off again. With ``own_weights`` every patch has a matrix of its own: unlike those of an image,
+    patches of genes are not alike, and what a gene means need not be guessed from the position.
     """
 
-    def __init__(self, genes: int, patch: int, width: int, *, learned: bool = True):
+    def __init__(
+        self, genes: int, patch: int, width: int, *, learned: bool = True, own_weights: bool = False
+    ):
         super().__init__()
         if not 1 <= patch <= genes:
             raise ValueError(f"patch is {patch}; choose 1 to the {genes} genes")
         self.genes, self.patch, self.tokens = genes, patch, -(-genes // patch)
-        self.weight = nn.Parameter(torch.empty(width, patch))
+        self.own_weights = own_weights
+        if own_weights:
+            # of the same spread as one shared matrix, whose two sides make Xavier's bound
+            self.weight = nn.Parameter(torch.empty(self.tokens, patch, width))
+            nn.init.uniform_(self.weight, -math.sqrt(6 / (patch + width)), math.sqrt(6 / (patch + width)))
+        else:
+            self.weight = nn.Parameter(torch.empty(width, patch))
+            nn.init.xavier_uniform_(self.weight)
         self.bias = nn.Parameter(torch.zeros(width))
-        nn.init.xavier_uniform_(self.weight)
         table = sinusoids(self.tokens, width)
         if learned:
             # one scalar of a gene leaves nothing to start from but its position: keep the two of one size
@@ -37,7 +46,10 @@ class GeneTokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens of cells [B, G] as they are."""
         patches = F.pad(x, (0, self.tokens * self.patch - self.genes)).unflatten(1, (self.tokens, self.patch))
-        tokens = F.linear(patches, self.weight, self.bias)
+        if self.own_weights:
+            tokens = torch.einsum("bnp,npd->bnd", patches, self.weight.to(x.dtype)) + self.bias
+        else:
+            tokens = F.linear(patches, self.weight, self.bias)
         return tokens + self.position.to(tokens.dtype)
 
     def noised(self, x0: Tensor, signal: Tensor, noise: Tensor, seed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -48,6 +60,19 @@ class GeneTokens(nn.Module):
     def leave(self, patches: Tensor) -> Tensor:
         """[B, N, P] back to [B, G]."""
         return patches.flatten(1)[:, : self.genes]
+
+
+class PatchReadout(nn.Module):
+    """``x_n = W_n token_n``: tokens [B, N, D] to [B, G], a matrix for every patch, zeros at the start."""
+
+    def __init__(self, genes: int, patch: int, width: int):
+        super().__init__()
+        self.genes = genes
+        self.weight = nn.Parameter(torch.zeros(-(-genes // patch), width, patch))
+
+    def forward(self, tokens: Tensor) -> Tensor:  # noqa: D102
+        found = torch.einsum("bnd,ndp->bnp", tokens, self.weight.to(tokens.dtype))
+        return found.flatten(1)[:, : self.genes]
 
 
 def sinusoids(tokens: int, width: int) -> Tensor:

@@ -51,8 +51,8 @@ class GaussianHead(nn.Module):
         # Highest value seen of a gene: no draw exceeds it, however small the detection it is divided by.
         self.register_buffer("ceiling", torch.zeros(genes))
 
-    def start_from(self, mean: Tensor, detected: Tensor) -> None:
-        """Begin at the training cells' mean and detection rate of each gene."""
+    def start_from(self, mean: Tensor, detected: Tensor, share: Tensor) -> None:
+        """Begin at the training cells' mean and detection rate of each gene [G]."""
         with torch.no_grad():
             self.expectation.bias.copy_(mean)
             self.detection.bias.copy_(torch.logit(detected.clamp(1e-3, 1 - 1e-3)))
@@ -117,12 +117,11 @@ class NegativeBinomialHead(nn.Module):
         start = math.log(_FIRST_THETA) / DISPERSION_PACE
         self.dispersion = nn.Parameter(torch.full((genes + 1,), start))
 
-    def start_from(self, mean: Tensor, detected: Tensor) -> None:
-        """Begin at the training cells' mean expression of each gene."""
-        rate = torch.expm1(mean).clamp_min(1e-3) / TARGET_SUM
-        rest = (1 - rate.sum()).clamp_min(0.01)
+    def start_from(self, mean: Tensor, detected: Tensor, share: Tensor) -> None:
+        """Begin at the mean share that each gene [G] has of the counts of the training cells."""
+        rest = (1 - share.sum()).clamp_min(1e-3)
         with torch.no_grad():
-            self.share.bias.copy_(torch.cat([rate, rest[None]]).log())
+            self.share.bias.copy_(torch.cat([share.clamp_min(1e-7), rest[None]]).log())
 
     def rate(self, features: Tensor, totals: Tensor) -> Tensor:
         """``mu = total * rho`` [B, G]."""

@@ -29,7 +29,6 @@ def prepared_for_sampling(
         if isinstance(part, SparseCoding):
             part.operator = ista_operator(part.dictionary, part.step_size).to(dtype)
     heads = [] if ready.zero is None else [ready.zero]
-    heads += [] if ready.counts is None else [ready.counts.enter, ready.counts.rest]
     for part in (ready.blocks, ready.leave, *heads):
         part.to(dtype)
     return ready
@@ -57,14 +56,26 @@ class Conditioned:
 
     def __call__(self, x: Tensor, t: Tensor) -> Clean:
         """What the network says of ``x`` [B, G] at times ``t`` [B], all the same."""
-        return self.net.clean(x, self._rows(x, t))
+        return self.net.clean(x, self._rows(x, t), t, self.codes[self.place])
 
-    def rate(self, x: Tensor, t: Tensor, totals: Tensor) -> Tensor:
-        """Mean counts [B, G] of ``x`` [B, G] in cells of ``totals`` [B]."""
-        return self.net.rate(x, self._rows(x, t), self.codes[self.place], totals)
+    def share(self, x: Tensor, t: Tensor) -> Tensor:
+        """Shares [B, G] of the counts of cells noised to ``x`` [B, G]."""
+        return self.net.share(x, self._rows(x, t), t, self.codes[self.place])
 
     def _rows(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         rows = self.net.rows(t[: len(self.codes)], self.codes, self.numbers, self.dtype)
         if len(self.codes) == 1:
             return tuple(row.expand(len(x), -1) for row in rows)
         return tuple(row[self.place] for row in rows)
+
+
+@torch.no_grad()
+def refresh(ready: DiffusionTransformerNet, net: DiffusionTransformerNet) -> None:
+    """Bring what :func:`prepared_for_sampling` made up to the weights of ``net``, at the same addresses."""
+    held = ready.state_dict()
+    for name, value in net.state_dict().items():
+        held[name].copy_(value)
+    for mine, theirs in zip(ready.blocks.modules(), net.blocks.modules(), strict=True):
+        if isinstance(mine, SparseCoding) and isinstance(theirs, SparseCoding):
+            assert mine.operator is not None
+            mine.operator.copy_(ista_operator(theirs.dictionary, theirs.step_size))

@@ -20,11 +20,13 @@ from scdd.nn.branches import (
 )
 from scdd.nn.count_head import CountHead
 from scdd.nn.embeddings import ConditionEmbedding, TimeEmbedding
-from scdd.nn.gene_tokens import GeneTokens
+from scdd.nn.gene_tokens import GeneTokens, PatchReadout
 from scdd.nn.modulation import Modulation, ModulationKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from scdd.nn.linear_start import Centred, LinearStart
 
     # Told of the tensors of every block: number of the block, name, tensor.
     Observe = Callable[[int, str, Tensor], None]
@@ -41,7 +43,9 @@ class TransformerShape:
     ``residual``, ``learned_threshold`` and ``positive_gates`` are the choices that bring a white-box block
     nearer to its derivation. ``positive_gates`` is for both branches, or for that of the mixer alone
     (``"attention"``), which is where a negative gate turns compression round. ``hurdle`` adds logits of
-    zeros, ``counts`` a distribution of counts (:class:`scdd.nn.count_head.CountHead`).
+    zeros. ``counts`` adds a distribution of counts (:class:`scdd.nn.count_head.CountHead`), gives every patch
+    weights of its own, and starts from the linear denoiser of ``linear_rank`` directions
+    (:class:`scdd.nn.linear_start.LinearStart`).
     """
 
     patch: int = 10
@@ -59,6 +63,7 @@ class TransformerShape:
     learned_positions: bool = True
     hurdle: bool = False
     counts: bool = False
+    linear_rank: int = 32
 
 
 class Clean(NamedTuple):
@@ -103,25 +108,34 @@ class DiffusionTransformerNet(nn.Module):
     """
 
     def __init__(
-        self, genes: int, shape: TransformerShape, *, conditions: Sequence[int] = (), numbers: int = 0
-    ):
+        self, genes: int, shape: TransformerShape, *, conditions: Sequence[int] = (), numbers: int = 0,
+        start: LinearStart | None = None,
+    ):  # fmt: skip
         super().__init__()
+        if shape.counts != (start is not None):
+            raise ValueError("counts=True and start= go together; give both or neither")
         if shape.positive_gates not in (True, False, "attention"):
             raise ValueError(f"positive_gates is {shape.positive_gates!r}; choose True, False or 'attention'")
         self.shape, width = shape, shape.width
-        self.tokens = GeneTokens(genes, shape.patch, width, learned=shape.learned_positions)
+        self.tokens = GeneTokens(
+            genes, shape.patch, width, learned=shape.learned_positions, own_weights=shape.counts
+        )
         self.time = TimeEmbedding(width, frequencies=128)
         self.conditions = ConditionEmbedding(conditions, width) if conditions else None
         # a number and whether it is given
         self.numbers = nn.Linear(2 * numbers, width) if numbers else None
         self.blocks = nn.ModuleList(Block(shape) for _ in range(shape.depth))
         self.modulation = Modulation(width, shape.depth, kind=shape.modulation, rank=shape.rank)
-        self.leave = nn.Linear(width, shape.patch)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        self.start, self.counts = start, None
+        self.leave: nn.Linear | PatchReadout
+        if start is not None:
+            self.leave = PatchReadout(genes, shape.patch, width)
+            self.counts = CountHead(width, shape.patch, genes, conditions[0], len(start.spread))
+        else:
+            self.leave = nn.Linear(width, shape.patch)
+            nn.init.zeros_(self.leave.weight)
+            nn.init.zeros_(self.leave.bias)
         self.zero = nn.Linear(width, shape.patch) if shape.hurdle else None
-        classes = conditions[0] if conditions else 0
-        self.counts = CountHead(width, shape.patch, genes, classes) if shape.counts else None
 
     def rows(self, t: Tensor, codes: Tensor, numbers: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Modulation rows [B, D] of times in [0, 1] and conditions."""
@@ -164,32 +178,55 @@ class DiffusionTransformerNet(nn.Module):
         return torch.stack([block.mixer.deviation() for block in blocks]).mean()
 
     def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, numbers: Tensor) -> Clean:  # noqa: D102
-        return self.clean(x_t, self.rows(t, codes, numbers, _compute_dtype(x_t)))
+        return self.clean(x_t, self.rows(t, codes, numbers, compute_dtype(x_t)), t, codes)
 
-    def clean(self, x_t: Tensor, rows: tuple[Tensor, ...]) -> Clean:
+    def centre(self, x_t: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        """What becomes tokens of noised cells [B, G]: all of them, or what the class's mean leaves."""
+        return x_t if self.start is None else self.start.centre(x_t, t, codes).x_t
+
+    def clean(self, x_t: Tensor, rows: tuple[Tensor, ...], t: Tensor, codes: Tensor) -> Clean:
         """What the network says of noised cells [B, G] under rows of modulation [B, D]."""
-        h = self.tokens(x_t).to(rows[0].dtype)
-        y = modulate(self.blocks_of(h, rows), *rows[-2:])
+        if self.start is not None:
+            cells = self.start.centre(x_t, t, codes)
+            found = self.start.prediction(cells) + self.leave(self._features(cells.x_t, rows)).float()
+            return Clean(self.start.uncentred(found, cells), None)
+        y = self._features(x_t, rows)
         zero = None if self.zero is None else self.tokens.leave(self.zero(y)).float()
         return Clean(self.tokens.leave(self.leave(y)).float(), zero)
 
-    def rate(self, x_t: Tensor, rows: tuple[Tensor, ...], codes: Tensor, totals: Tensor) -> Tensor:
-        """Mean counts [B, G] of noised cells [B, G] with conditions [B, F] and totals [B]."""
+    def share(self, x_t: Tensor, rows: tuple[Tensor, ...], t: Tensor, codes: Tensor) -> Tensor:
+        """Shares [B, G] of the counts of cells that were noised to ``x_t`` [B, G]."""
+        assert self.start is not None, "the shape has counts=True"
         assert self.counts is not None, "the shape has counts=True"
-        h = self.blocks_of(self.tokens(x_t).to(rows[0].dtype), rows)
-        return self.counts.rate(modulate(h, *rows[-2:]), codes[:, 0], totals)[:, :-1]
+        cells = self.start.centre(x_t, t, codes)
+        return self.counts.share(self._features(cells.x_t, rows), self.start.scores(cells), codes)[:, :-1]
+
+    def _features(self, x_t: Tensor, rows: tuple[Tensor, ...]) -> Tensor:
+        h = self.tokens(x_t).to(rows[0].dtype)
+        return modulate(self.blocks_of(h, rows), *rows[-2:])
+
+    def counted(
+        self, cells: Centred, rows: tuple[Tensor, ...], codes: Tensor, counts: Tensor, totals: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The prediction of centred cells [B, G], and the loss of their counts [B, G] of totals [B]."""
+        assert self.start is not None, "the shape has counts=True"
+        assert self.counts is not None, "the shape has counts=True"
+        y = self._features(cells.x_t, rows)
+        share = self.counts.share(y, self.start.scores(cells), codes)
+        return self.start.prediction(cells) + self.leave(y).float(), self.counts.loss(share, counts, totals)
 
     def loss(
         self, x0: Tensor, signal: Tensor, noise: Tensor, t: Tensor, codes: Tensor, numbers: Tensor, *,
         seed: Tensor, prediction: Literal["eps", "v", "x0"], weight: Tensor | None = None,
-        zeros: Tensor | None = None, counts: Tensor | None = None, totals: Tensor | None = None,
+        zeros: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
-        """Weighted squared error of the prediction at noise ``seed``; with heads, their likelihoods.
+        """Weighted squared error of the prediction at noise ``seed``; with a hurdle, entropy of zeros.
 
-        ``x0`` and ``counts`` [B, G], ``signal``, ``noise``, ``t``, ``weight`` and ``totals`` [B], ``zeros``
-        bool [B, G]. The noise is drawn inside the first and the last operator, and never lies in memory.
+        ``x0`` [B, G], ``signal``, ``noise``, ``t`` and ``weight`` [B], ``zeros`` bool [B, G]. The noise is
+        drawn inside the first and the last operator, and never lies in memory.
         """
-        dtype = _compute_dtype(x0)
+        assert isinstance(self.leave, nn.Linear), "counts are learnt by `counted`"
+        dtype = compute_dtype(x0)
         h = self.tokens.noised(x0, signal, noise, seed, dtype)
         rows = self.rows(t, codes, numbers, dtype)
         h = self.blocks_of(h, rows)
@@ -203,11 +240,10 @@ class DiffusionTransformerNet(nn.Module):
         if self.zero is not None and zeros is not None:
             logit = self.tokens.leave(self.zero(modulate(h, *rows[-2:]))).float()
             terms["zeros"] = F.binary_cross_entropy_with_logits(logit, zeros.float())
-        if self.counts is not None and counts is not None and totals is not None:
-            terms["counts"] = self.counts.loss(modulate(h, *rows[-2:]), codes[:, 0], counts, totals)
         return terms
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What autocast computes in on the device of ``x``, or the dtype of ``x``."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

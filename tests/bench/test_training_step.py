@@ -88,10 +88,11 @@ def test_the_gate_sees_a_wrong_way(white_box):
     batch = batch_of(model)
     found = training_step.ways(model, collapsed, batch, compiled=False)
     assert training_step.gate(found, batch, torch.float32) == []
-    module, loss = found["scdd"]
-    found["scdd"] = module, lambda eps, dtype: 1.001 * loss(eps, dtype)
-    (wrong,) = training_step.gate(found, batch, torch.float32)
-    assert wrong.startswith("scdd")
+    for name in ("scdd", "scdd.nn"):
+        module, loss = found[name]
+        broken = {**found, name: (module, lambda eps, dtype, loss=loss: 1.001 * loss(eps, dtype))}
+        (wrong,) = training_step.gate(broken, batch, torch.float32)
+        assert wrong.startswith(f"{name}:")
 
 
 def test_the_command_writes_json_lines(tmp_path):
@@ -101,10 +102,10 @@ def test_the_command_writes_json_lines(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["implementation"] for line in lines] == ["scdd", "published", "algebra"]
+    assert [line["implementation"] for line in lines] == ["scdd", "scdd.nn", "published", "algebra"]
     assert all(line["p50_us"] > 0 and line["cells_per_s"] > 0 for line in lines)
     shown = table.table(lines).splitlines()[2:]
-    assert len(shown) == 3
-    ratio = lines[1]["p50_us"] / lines[0]["p50_us"]
+    assert len(shown) == 4
+    ratio = lines[2]["p50_us"] / lines[0]["p50_us"]
     assert f"| {ratio:.2f}x |" in shown[0]
-    assert "| 1.00x |" in shown[1]
+    assert "| 1.00x |" in shown[2]

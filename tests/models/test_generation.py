@@ -299,3 +299,8 @@ def test_codes_of_cells_with_other_genes(one_step, dosed):
     assert part.shape == (20, 6)
     with pytest.raises(InputError, match=r"20 of the 60.*\(33%\).*at least 50%"):
         one_step.encode(dosed[:20, :20].copy())
+
+
+def test_few_cells_make_a_small_file(transformer, tmp_path):
+    out = transformer.generate(20, out=tmp_path / "few.h5ad", progress=False)
+    assert out.stat().st_size < 200_000

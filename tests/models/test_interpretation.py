@@ -63,18 +63,17 @@ def explicit_rate(w, epsilon):
 
 def test_the_rate_before_is_that_of_what_the_attention_projects(model, cells, found):
     """Measured as CRATE does: the output of the projection is caught while the network runs."""
-    step = model.net.schedule.steps // 3
-    x_t, known = noised(model, cells, n=40, step=round(model.net.schedule.steps / 3))
+    step = model.net.last  # the first time that was trained, and that is measured
+    x_t, known = noised(model, cells, n=40, step=step)
     caught = []
     hooks = [
         block.mixer.subspaces.register_forward_hook(lambda *given: caught.append(given[2]))
         for block in model.net.net.blocks
     ]
-    t = torch.full((40,), round(model.net.schedule.steps / 3) / model.net.schedule.steps)
+    t = torch.full((40,), step / model.net.schedule.steps)
     model.net.net(x_t, t, known.codes, known.numbers)
     for hook in hooks:
         hook.remove()
-    assert step
     for layer, w in enumerate(caught):
         rates = torch.stack(
             [sum(explicit_rate(head, 0.1) for head in cell.unflatten(1, (2, 16)).unbind(1)) for cell in w]
@@ -91,7 +90,7 @@ def test_the_rates_after_are_those_of_the_same_subspaces(model, cells, found):
     x_t, known = noised(model, cells, n=40, step=last)
     net = model.net.net
     rows = net.rows(torch.ones(40), known.codes, known.numbers, torch.float32)
-    h = net.tokens(x_t)
+    h = net.tokens(net.centre(x_t, torch.ones(40), known.codes))
     for layer, block in enumerate(net.blocks):
         shift, scale, gate, shift2, scale2, gate2 = (row[:, None] for row in rows[6 * layer : 6 * layer + 6])
 

@@ -28,7 +28,7 @@ def test_expected_log1p_equals_the_sum_over_the_distribution(mu, theta):
 def test_negative_binomial_loss_equals_scipy():
     torch.manual_seed(0)
     head = NegativeBinomialHead(4, 6).double()
-    head.log_theta.data.normal_()
+    head.dispersion.data.normal_(std=0.1)
     features, totals = torch.randn(5, 4, dtype=torch.float64), torch.full((5,), 300.0, dtype=torch.float64)
     counts = torch.randint(0, 40, (5, 6)).double()
     share = torch.softmax(head.share(features), 1).detach().numpy()
@@ -46,7 +46,7 @@ def test_deep_draws_approach_the_expectation(kind):
     head = (GaussianHead if kind == "gaussian" else NegativeBinomialHead)(3, 8)
     if kind == "gaussian":
         head.ceiling.fill_(9)
-        head.start_from(torch.linspace(0.3, 2.0, 8), torch.full((8,), 0.8))
+        head.start_from(torch.linspace(0.3, 2.0, 8), torch.full((8,), 0.8), torch.full((8,), 0.1))
         torch.nn.init.zeros_(head.expectation.weight)
         torch.nn.init.zeros_(head.detection.weight)
     features, totals = torch.randn(2, 3), torch.tensor([500.0, 2_000.0])

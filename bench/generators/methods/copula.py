@@ -29,6 +29,7 @@ _POISSON = 1e-4
 GRID = np.append(_POISSON, np.geomspace(0.01, 30.0, 24))
 _COMMUNALITY = 0.95
 _MOST_FACTORS = 60
+_ROUNDS = 4
 
 
 class Marginals(NamedTuple):
@@ -135,9 +136,13 @@ def factor_loadings(scores: np.ndarray, pooled: np.ndarray, *, shared_cells: flo
     standard = rows[:, seen] / np.sqrt(shown[seen])
     # equal weights w_i of the cells would count 1 / Σ w_i² of them
     effective = 1.0 / ((1 - weight) ** 2 / n + weight**2 / len(pooled))
-    vectors, values = spiked(standard, effective)
-    loadings = np.zeros((genes, len(values)))
-    loadings[seen] = vectors * np.sqrt(values) / np.sqrt(shown[seen])[:, None]
+    own = np.ones(standard.shape[1])  # what a gene has for itself: noise of one size once divided by it
+    for _ in range(_ROUNDS):
+        vectors, values = spiked(standard / np.sqrt(own), effective)
+        shared = vectors * np.sqrt(values) * np.sqrt(own)[:, None]
+        own = np.maximum(1.0 - np.square(shared).sum(axis=1), 1.0 - _COMMUNALITY)
+    loadings = np.zeros((genes, shared.shape[1]))
+    loadings[seen] = shared / np.sqrt(shown[seen])[:, None]
     length = np.sqrt(np.square(loadings).sum(axis=1))
     limit = np.sqrt(_COMMUNALITY)
     return loadings * np.minimum(1.0, limit / np.maximum(length, 1e-12))[:, None]

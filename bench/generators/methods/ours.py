@@ -48,7 +48,7 @@ def _steps_within(model: Any, task: Task, minutes: float, changes: dict[str, Any
 
 
 METHODS = {
-    "scdg": _as_method(lambda: scdd.SCDG),
+    "scdg": _as_method(lambda: scdd.SCDG, "counts"),
     "dit": _as_method(lambda: scdd.DiffusionTransformer),
     "whitebox": _as_method(lambda: scdd.WhiteBoxDiffusionTransformer),
     "dit_published": _as_method(lambda: scdd.DiffusionTransformer, "published"),
