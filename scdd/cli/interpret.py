@@ -33,13 +33,21 @@ def interpret(
     seed: opt.Seed = 0,
 ) -> None:
     """Coding rate, sparsity, gates and orthogonality of a white box, by layer and diffusion time."""
+    from scdd.errors import InputError
+    from scdd.models.saved import load_model
     from scdd.models.transformer import WhiteBoxDiffusionTransformer
     from scdd.output import check_writable
 
     check_writable(out, suffixes=(".csv",), inputs=[cells])
     if plot is not None:
         check_writable(plot, suffixes=(".png", ".svg", ".pdf"), inputs=[cells])
-    found = WhiteBoxDiffusionTransformer.load(model).interpret(
+    loaded = load_model(model)
+    if not isinstance(loaded, WhiteBoxDiffusionTransformer):
+        raise InputError(
+            f"{model} holds a {type(loaded).__name__}, which has no white-box blocks to interpret; "
+            "name a model that `scdd train whitebox` wrote"
+        )
+    found = loaded.interpret(
         cells,
         n_times=times,
         max_cells=max_cells,

@@ -57,7 +57,7 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="dit, whitebox: default, or published (their sizes and settings). scdg, autoencoder: fast, "
+            help="dit, whitebox: default, or published (their sizes and settings). scdg, autoencoder: fast, counts, "
             "quality or faithful."
         ),
     ] = None,

@@ -89,6 +89,8 @@ class Request:
         if self.kind != "scdg":
             return given
         own = {f"autoencoder_{k}" if k in ("head", "n_top_genes") else k: v for k, v in given.items()}
+        if "steps" in given:
+            own["student_steps"] = given["steps"]
         return own | {f"autoencoder_{name}": given[name] for name in _OF_BOTH_STAGES if name in given}
 
     def _set(self) -> dict[str, Any]:

@@ -176,8 +176,6 @@ def _report(
 
 
 train_verb.register(app)
-
-
 generate_verb.register(app)
 
 

@@ -76,7 +76,10 @@ class Model(ABC):
             config = json.loads((path / "config.json").read_text())
             tensors = load_file(path / "weights.safetensors")
         except Exception as error:
-            raise DataFileError(f"{path} is not a saved {cls.__name__} ({error})") from error
+            raise DataFileError(
+                f"{path} is not a saved {cls.__name__} ({error}); copy the folder again, "
+                "config.json and weights.safetensors, or train and save the model once more"
+            ) from error
         if config.get("class") != cls.__name__:
             raise InputError(
                 f"{path} holds a {config.get('class')}; load it with scdd.{config.get('class')}.load"

@@ -108,7 +108,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
             skipinitialspace=True,
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise DataFileError(f"{path} cannot be read as a table ({error})") from error
+        raise DataFileError(f"{path} cannot be read as a table ({error}); check path and rows") from error
 
 
 def described(condition: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,3 +87,12 @@ def test_no_model_and_another_kind_of_model(command, h5ad, make_atlas, tmp_path)
     code, _, error = command("interpret", tmp_path / "black", h5ad, "-o", tmp_path / "a.csv")
     assert code == 2
     assert "holds a DiffusionTransformer" in error
+    assert "scdd train whitebox" in error
+
+
+def test_a_model_without_its_weights_says_what_to_do(command, folder, h5ad, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text((folder / "config.json").read_text())
+    code, _, error = command("interpret", tmp_path / "model", h5ad, "-o", tmp_path / "a.csv")
+    assert code == 3
+    assert "copy the folder again" in error

@@ -43,13 +43,14 @@ class GrowingFrame:
     def finish(self) -> None:
         """Write what is left."""
         if self._waiting or not self._created:
-            self._flush()
+            self._flush(last=True)
 
-    def _flush(self) -> None:
+    def _flush(self, *, last: bool = False) -> None:
         rows = pd.concat(self._waiting) if self._waiting else pd.DataFrame()
         self._waiting = []
         if not self._created:
-            self._create(rows)
+            # a frame that ends here needs no chunk of 65,536 rows: of each column the file holds a whole one
+            self._create(rows, chunk=min(_CHUNK, max(len(rows), 1)) if last else _CHUNK)
             return
         group = self._parent[self._name]
         _extend(group[group.attrs["_index"]], rows.index.to_numpy())
@@ -60,8 +61,8 @@ class GrowingFrame:
             else:
                 _extend(group[column], values.to_numpy())
 
-    def _create(self, rows: pd.DataFrame) -> None:
-        layout: dict[str, Any] = {"chunks": (_CHUNK,)}
+    def _create(self, rows: pd.DataFrame, *, chunk: int) -> None:
+        layout: dict[str, Any] = {"chunks": (chunk,)}
         if self._suffix == ".h5ad":
             layout["maxshape"] = (None,)
         store_element(self._parent, self._name, rows, **layout)
