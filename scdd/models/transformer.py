@@ -235,7 +235,8 @@ class DiffusionTransformer(CellGenerator):
         c = self.config
         return {
             "sampler": check_sampler(sampler, c.sampler),
-            "steps": check_steps(steps, c.sampling_steps, c.timesteps),
+            # where counts are drawn from noised cells, there are no times below `last`
+            "steps": check_steps(steps, c.sampling_steps, c.timesteps - self.net.last),
             "eta": check_eta(eta),
             "guidance": check_guidance(guidance, c.guidance),
         }

@@ -95,6 +95,8 @@ class _Loop:
 
         x0 = run(denoise, noise, self.times, self.table, seeds, guidance=1 + self.guidance)
         last = torch.full((len(x0),), self.last, device=x0.device)
+        if free is not None and self.guidance == -1:
+            given = free  # which ignores the conditions, and so must what is read off in the end
         if shape.counts:
             return Drawn(x0, share=given.share(x0, last))
         return Drawn(x0, given(x0, last).zero_logit if shape.hurdle else None)

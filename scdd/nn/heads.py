@@ -183,7 +183,7 @@ def expected_log1p(mu: Tensor, theta: Tensor, scale: Tensor, terms: int = 12) ->
 
     The log of a mean is not the mean of a log: at one count a cell and scale 5 the two differ by 40 %.
     """
-    mass = torch.exp(theta * (theta.log() - (theta + mu).log()))
+    mass = torch.exp(-theta * torch.log1p(mu / theta))
     ratio = mu / (theta + mu)
     total, first, second, sure = torch.zeros_like(mu), torch.zeros_like(mu), torch.zeros_like(mu), mass
     for k in range(1, terms + 1):

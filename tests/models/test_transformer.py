@@ -158,3 +158,20 @@ def test_library_sizes_follow_their_class():
     # a class without cells, and no class, are as all cells
     for label in (2, -1):
         assert sizes.sample(torch.full((400,), label), generator).median() < 1500
+
+
+def test_no_more_steps_than_there_are_times(model):
+    most = model.config.timesteps - model.net.last
+    with pytest.raises(InputError, match=rf"steps={most + 1}; it is a whole number in 1\.\.{most}"):
+        model.generate(3, steps=most + 1, progress=False)
+
+
+def test_guidance_of_minus_one_ignores_the_conditions(model):
+    one, other = (
+        model.generate(40, condition={"cell_type": f"type {k}"}, guidance=-1.0, seed=2, progress=False)
+        for k in (0, 1)
+    )
+    x, y = (cells.X.toarray() / cells.obs["total_counts"].to_numpy()[:, None] for cells in (one, other))
+    plain = model.generate(40, condition={"cell_type": "type 1"}, seed=2, progress=False)
+    z = plain.X.toarray() / plain.obs["total_counts"].to_numpy()[:, None]
+    assert np.abs(x.mean(0) - y.mean(0)).sum() < np.abs(z.mean(0) - y.mean(0)).sum()

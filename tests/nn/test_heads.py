@@ -133,3 +133,10 @@ def test_no_draw_exceeds_what_was_seen():
         row = head.draw(torch.zeros(50, 3), torch.ones(50), torch.Generator().manual_seed(0))
     assert row.max() > 0
     assert (row <= seen.max(0).values).all()
+
+
+def test_expected_log1p_holds_in_float32_for_counts_that_are_almost_poisson():
+    mu, scale = torch.tensor([[0.01, 1.0, 5.0]]), torch.full((1, 1), 5.0)
+    for theta in (torch.full((3,), value) for value in (200.0, 1e4, 1e6)):
+        exact = expected_log1p(mu.double(), theta.double(), scale.double())
+        torch.testing.assert_close(expected_log1p(mu, theta, scale).double(), exact, rtol=1e-5, atol=0)
