@@ -96,7 +96,7 @@ def test_every_option_arrives(command, folder, tmp_path, h5ad):
         (["-c", "age=3", "-c", "age=4"], 2, ["twice", "--table"]),
         (["--table", "none.csv"], 3, ["none.csv"]),
         (["--sampler", "euler"], 2, ["'euler'", "dpm++"]),
-        (["--steps", 4_000], 2, ["1..1000"]),
+        (["--steps", 4_000], 2, ["steps=4000", "1.."]),
         (["--guidance", -3], 2, ["guidance=-3"]),
     ],
 )
