@@ -24,7 +24,7 @@ import torch
 import scdd
 from scdd.evaluation.generated.fidelity import judge
 from scdd.evaluation.generated.readings import ALL, MEAN
-from scdd.evaluation.generated.settings import Settings
+from scdd.evaluation.generated.settings import FAMILIES, Settings
 from scdd.evaluation.generated.transport import sliced_wasserstein
 from scdd.evaluation.generated.two_sample import discrepancy, median_distance
 from scdd.evaluation.scores import interval
@@ -54,16 +54,8 @@ HEADLINE = {
     "macro-F1, train on it": ("macro-F1 trained on it, logistic regression", "", ALL),
     "distance to train": ("distance to nearest train cell", "", ALL),
 }
-FAMILIES = (
-    "two-sample",
-    "transport",
-    "support",
-    "genes",
-    "co-expression",
-    "markers",
-    "conditions",
-    "memorising",
-)
+# Composition is what was asked for.
+CHOSEN = tuple(name for name in FAMILIES if name != "composition")
 
 
 class Table:
@@ -204,7 +196,7 @@ def measure(
             condition={"cell_type": task.labels}, steps=steps, seed=seed + 20, progress=False
         )
         rate = len(task.labels) / (time.process_time() - start)
-        settings = Settings(draws=1, permutations=0, families=FAMILIES, seed=seed)
+        settings = Settings(draws=1, permutations=0, families=CHOSEN, seed=seed)
         report = judge(
             cells, task.train, task.test, None, label_key="cell_type", settings=settings, progress=False
         )

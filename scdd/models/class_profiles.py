@@ -56,18 +56,22 @@ class ClassProfiles(NamedTuple):
         fold = (every + _COUNTS) / (expected + _COUNTS)
         return torch.from_numpy(np.log(np.vstack([share * fold, share]))).float()
 
-    def within(self, coded: Tensor, anchors: Tensor, label: np.ndarray, rank: int) -> tuple[Tensor, ...]:
-        """How coded cells [n, G] of classes [n] vary around their anchors: basis, spread, rest."""
-        residual = coded - anchors[torch.from_numpy(label)]
-        basis = torch.linalg.svd(residual, full_matrices=False).Vh[:rank].mT
-        along = residual @ basis
-        spread = along.square().mean(0).clamp_min(1e-3)
-        rest = (residual - along @ basis.mT).square().mean(0).clamp_min(1e-3)
-        return basis, spread, rest
-
     def anchors(self, code: CellCode, order: np.ndarray) -> Tensor:
         """Coded means [C + 1, G] of the classes; the last, for no class, are zeros."""
         mean = self.logs.sum(0) / max(self.cells.sum(), 1)
         found = (self.logs + _CELLS * mean) / (self.cells + _CELLS)[:, None]
         coded = code.encode(torch.from_numpy(found[:, order]).float())
         return torch.cat([coded, torch.zeros(1, len(order))])
+
+
+def spread_within(coded: Tensor, anchors: Tensor, label: np.ndarray, rank: int) -> tuple[Tensor, ...]:
+    """How coded cells [n, G] of classes [n] vary around their anchors: basis [G, R], spread [R], rest [G].
+
+    R is ``rank``, or the number of cells where they are fewer.
+    """
+    residual = coded - anchors[torch.from_numpy(label)]
+    basis = torch.linalg.svd(residual, full_matrices=False).Vh[:rank].mT
+    along = residual @ basis
+    spread = along.square().mean(0).clamp_min(1e-3)
+    rest = (residual - along @ basis.mT).square().mean(0).clamp_min(1e-3)
+    return basis, spread, rest

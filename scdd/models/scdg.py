@@ -52,7 +52,8 @@ class SCDG(CellGenerator):
     categorical
         Those of ``conditions`` that are categories though their values are numbers.
     preset, config, **changes
-        ``"fast"``, ``"quality"`` or ``"faithful"``, or an :class:`SCDGConfig`; single settings by name.
+        ``"fast"`` (for distillation), ``"counts"`` (to generate), ``"quality"`` or ``"faithful"``, or an
+        :class:`SCDGConfig`; single settings by name.
 
     Notes
     -----

@@ -16,7 +16,7 @@ from scdd.data.statistics.moments import column_moments
 from scdd.errors import InputError
 from scdd.models.autoencoder import rebuild_preprocessor
 from scdd.models.cell_code import CellCode, to_counts
-from scdd.models.class_profiles import ClassProfiles
+from scdd.models.class_profiles import ClassProfiles, spread_within
 from scdd.models.conditions import Conditions
 from scdd.models.dispersions import fit_dispersions
 from scdd.models.gene_order import correlation_order
@@ -159,7 +159,7 @@ class DiffusionTransformer(CellGenerator):
         coded = self.code.encode(
             torch.from_numpy(self.preprocessor.transform(self.atlas, rows))[:, self.order]
         )
-        found = self.profiles.within(coded, start.anchor, label[rows], len(start.spread))
+        found = spread_within(coded, start.anchor, label[rows], len(start.spread))
         for buffer, values in zip((start.basis, start.spread, start.rest), found, strict=True):
             buffer[..., : values.shape[-1]] = values
 

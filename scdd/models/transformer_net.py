@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from scdd.diffusion.parameterisation import target
 from scdd.diffusion.schedule import NoiseSchedule
+from scdd.errors import InputError
 from scdd.models.transformer_draw import Drawn, RecordedDraw, draw_once, last_time, sampling_device
 from scdd.nn.linear_start import Centred, LinearStart
 from scdd.nn.transformer import DiffusionTransformerNet, compute_dtype
@@ -60,6 +61,11 @@ class TransformerDiffusion(nn.Module):
             genes, config.shape, conditions=conditions, numbers=numbers, start=start
         )
         self.last = last_time(config, self.schedule)
+        if config.sampling_steps > config.timesteps - self.last:
+            raise InputError(
+                f"sampling_steps={config.sampling_steps}; counts are drawn from time {self.last} of "
+                f"timesteps={config.timesteps}, which leaves {config.timesteps - self.last} steps"
+            )
         snr = self.schedule.alpha_bar.double() / (1 - self.schedule.alpha_bar.double())
         self.register_buffer("weights", _weights(snr, config, self.last), persistent=False)
         self._graphs: dict[tuple[Any, ...], RecordedDraw] = {}

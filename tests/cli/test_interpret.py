@@ -2,29 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import pandas as pd
 import pytest
 
 from scdd.models.transformer import DiffusionTransformer, WhiteBoxDiffusionTransformer
 
 SMALL = {"patch": 6, "width": 16, "heads": 2, "depth": 2, "steps": 5, "batch_size": 64, "device": "cpu"}
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run the command in this process: exit code, standard output, standard error."""
-    from scdd.cli import main
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["scdd", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        said = capsys.readouterr()
-        return end.value.code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

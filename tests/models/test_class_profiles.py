@@ -8,7 +8,7 @@ from scipy import sparse
 
 import scdd
 from scdd.models.cell_code import CellCode
-from scdd.models.class_profiles import ClassProfiles
+from scdd.models.class_profiles import ClassProfiles, spread_within
 from scdd.models.dispersions import fit_dispersions
 
 
@@ -66,8 +66,7 @@ def test_directions_within_classes_are_found():
     anchors = torch.from_numpy(rng.normal(size=(3, 10))).float()
     cells = anchors[torch.from_numpy(label)].numpy() + rng.normal(size=(600, 1)) * 3 * direction
     coded = torch.from_numpy(cells + 0.1 * rng.normal(size=(600, 10))).float()
-    found = ClassProfiles(*(np.zeros(0) for _ in range(4)))
-    basis, spread, rest = found.within(coded, anchors, label, 2)
+    basis, spread, rest = spread_within(coded, anchors, label, 2)
     assert abs(basis[:, 0].numpy() @ direction) > 0.99
     assert abs(spread[0].item() - 9) < 1.2
     assert rest.max() < 0.05

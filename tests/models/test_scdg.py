@@ -262,3 +262,23 @@ def test_steps_beyond_the_schedule_are_refused(generator):
 def test_true_half_precision_is_refused(adata):
     with pytest.raises(InputError, match="precision='bf16-true'"):
         scdd.Autoencoder(adata, precision="bf16-true", steps=2, device="cpu").fit(progress=False)
+
+
+def test_codes_of_a_variational_autoencoder_are_drawn(adata, small):
+    settings = small | {"autoencoder_head": "nb", "autoencoder_kl_weight": 1.0, "steps": 20}
+    model = scdd.SCDG(adata, label_key="cell_type", **settings).fit(progress=False)
+    net = model.autoencoder.net
+    codes = torch.from_numpy(model.encode(adata))
+    draws = torch.stack([net.posterior_draw(codes, torch.Generator().manual_seed(s)) for s in range(40)])
+    # together they have variance one, of which every cell's own part is what its code is known to
+    torch.testing.assert_close(draws.flatten(0, 1).var(0), torch.ones(codes.shape[1]), atol=0.05, rtol=0)
+    torch.testing.assert_close(draws.std(0).mean(0), net.code_spread, atol=0.03, rtol=0)
+    assert (net.code_spread > 0.05).all()
+    # and the priors of the classes are of draws: no narrower than the posterior
+    for factor in model.priors.factor:
+        assert ((factor @ factor.mT).diagonal() > 0.8 * net.code_spread.square()).all()
+
+
+def test_codes_of_a_plain_autoencoder_stay(generator, adata):
+    codes = torch.from_numpy(generator.encode(adata))
+    assert generator.autoencoder.net.posterior_draw(codes, torch.Generator()) is codes

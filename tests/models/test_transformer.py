@@ -175,3 +175,10 @@ def test_guidance_of_minus_one_ignores_the_conditions(model):
     plain = model.generate(40, condition={"cell_type": "type 1"}, seed=2, progress=False)
     z = plain.X.toarray() / plain.obs["total_counts"].to_numpy()[:, None]
     assert np.abs(x.mean(0) - y.mean(0)).sum() < np.abs(z.mean(0) - y.mean(0)).sum()
+
+
+def test_no_sampler_longer_than_its_times(adata):
+    with pytest.raises(
+        InputError, match=r"sampling_steps=20; counts are drawn from time \d+ of timesteps=20"
+    ):
+        DiffusionTransformer(adata, **SMALL | {"timesteps": 20, "sampling_steps": 20}).fit(progress=False)

@@ -140,3 +140,20 @@ def test_expected_log1p_holds_in_float32_for_counts_that_are_almost_poisson():
     for theta in (torch.full((3,), value) for value in (200.0, 1e4, 1e6)):
         exact = expected_log1p(mu.double(), theta.double(), scale.double())
         torch.testing.assert_close(expected_log1p(mu, theta, scale).double(), exact, rtol=1e-5, atol=0)
+
+
+def test_dispersions_arrive_in_the_steps_that_weights_need():
+    """Counts that are almost Poisson: from a start at 5, in 400 steps of Adam at its usual rate."""
+    torch.manual_seed(0)
+    head = NegativeBinomialHead(1, 4)
+    share = torch.tensor([0.2, 0.3, 0.1, 0.4])
+    head.start_from(torch.zeros(4), torch.ones(4), share)
+    totals = torch.full((400,), 500.0)
+    counts = torch.poisson(share * totals[:, None])
+    seen = Observed(torch.log1p(counts), counts, counts.sum(1))
+    optimiser = torch.optim.Adam(head.parameters(), lr=1e-3)
+    for _ in range(400):
+        optimiser.zero_grad()
+        head.loss(torch.zeros(400, 1), seen).backward()
+        optimiser.step()
+    assert head.theta.min() > 50
