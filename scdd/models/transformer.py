@@ -18,7 +18,6 @@ from scdd.models.autoencoder import rebuild_preprocessor
 from scdd.models.cell_code import CellCode, to_counts
 from scdd.models.class_profiles import ClassProfiles, spread_within
 from scdd.models.conditions import Conditions
-from scdd.models.dispersions import fit_dispersions
 from scdd.models.gene_order import correlation_order
 from scdd.models.generation import CellGenerator, check_eta, check_guidance, check_sampler, check_steps
 from scdd.models.interpretation import TokenForm, interpret
@@ -27,7 +26,6 @@ from scdd.models.transformer_config import TransformerConfig, resolve
 from scdd.models.transformer_net import CellsToLearn, TransformerDiffusion
 from scdd.models.validation import HeldOutCells, hold_out
 from scdd.models.white_box_variants import variant_of, variant_switches
-from scdd.nn.count_draws import draw_negative_binomial
 from scdd.train.checkpoint import identifying
 from scdd.train.loop import TrainConfig, train
 
@@ -146,14 +144,12 @@ class DiffusionTransformer(CellGenerator):
         return self
 
     def _start_from_data(self, net: TransformerDiffusion) -> None:
-        """Class means, their linear denoiser and dispersions, where counts are modelled."""
+        """Class means, their linear denoiser and shares of counts, where counts are modelled."""
         start, head, seed = net.net.start, net.net.counts, self.config.seed
         if start is None or head is None:
             return
         label = self._codes[:, 0].numpy()
-        share = self.profiles.log_share(self.order)
-        columns = self.atlas.var_names.astype(str).get_indexer(self.preprocessor.genes)[self.order]
-        head.start_from(share, fit_dispersions(self.atlas, columns, label, share, seed=seed))
+        head.start_from(self.profiles.share(self.order))
         start.anchor.copy_(self.profiles.anchors(self.code, self.order))
         rows = np.sort(np.random.default_rng(seed).permutation(self.atlas.n_obs)[:_SAMPLE])
         coded = self.code.encode(
@@ -248,16 +244,11 @@ class DiffusionTransformer(CellGenerator):
         noise = torch.randn(len(fields), self.preprocessor.n_genes, generator=generator)
         seed = int(torch.randint(2**31, (), generator=generator))
         drawn = self.net.draw(fields, self._numbers(totals), noise, seed=seed, **how)
-        if drawn.share is not None:
-            head = self.net.net.counts
-            assert head is not None, "shares come from it"
-            counts = torch.empty_like(drawn.x0)
-            counts[:, self.order] = draw_negative_binomial(
-                drawn.share * totals[:, None], head.theta, generator
-            )
-            return counts
+        x, head = torch.empty_like(drawn.x0), self.net.net.counts
+        if head is not None:
+            x[:, self.order] = head.draw(drawn.x0, totals, generator)
+            return x
         v = self.code.decode(drawn.x0, drawn.zero_logit, generator)
-        x = torch.empty_like(v)
         x[:, self.order] = to_counts(v, totals) if self.config.library else v
         return x
 

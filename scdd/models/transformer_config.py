@@ -38,7 +38,7 @@ class TransformerConfig:
     timesteps: int = 1_000
     min_snr: float = 5.0
     weight_zeros: float = 0.1
-    decode_signal: float = 0.3
+    decode_signal: float = 0.5
     weight_orthonormal: float = 0.0
     condition_dropout: float = 0.1
     sampler: str = "dpm++"

@@ -23,14 +23,10 @@ _WARM_UP = 2
 
 
 class Drawn(NamedTuple):
-    """Coded cells [B, G] from the sampler; logits that a gene is zero, or shares of counts, [B, G] or None.
-
-    Where there are shares, the cells are still noised.
-    """
+    """Coded cells [B, G], noised still where counts are modelled; logits of zeros [B, G] or None."""
 
     x0: Tensor
     zero_logit: Tensor | None = None
-    share: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Drawn:
         """``function`` of every tensor that there is."""
@@ -42,9 +38,6 @@ class Network(Protocol):
 
     def __call__(self, x: Tensor, t: Tensor) -> Clean:
         """What it says of noised cells."""
-
-    def share(self, x: Tensor, t: Tensor) -> Tensor:
-        """Shares of their counts."""
 
 
 def sampling_device(name: str) -> torch.device:
@@ -80,7 +73,7 @@ class _Loop:
         self.times = (chosen.times[:-1] / schedule.steps).tolist()
         self.table = chosen.coefficients.to(device)
         # the network judges zeros where there is hardly noise left
-        self.last, self.guidance = max(end, 1) / schedule.steps, guidance
+        self.last, self.guidance = 1 / schedule.steps, guidance
 
     def seeds(self, seed: int) -> Tensor:
         """One number a step."""
@@ -94,12 +87,12 @@ class _Loop:
             return given(x, t).prediction, None if free is None else free(x, t).prediction
 
         x0 = run(denoise, noise, self.times, self.table, seeds, guidance=1 + self.guidance)
+        if not shape.hurdle:
+            return Drawn(x0)
         last = torch.full((len(x0),), self.last, device=x0.device)
         if free is not None and self.guidance == -1:
             given = free  # which ignores the conditions, and so must what is read off in the end
-        if shape.counts:
-            return Drawn(x0, share=given.share(x0, last))
-        return Drawn(x0, given(x0, last).zero_logit if shape.hurdle else None)
+        return Drawn(x0, given(x0, last).zero_logit)
 
 
 @torch.no_grad()
@@ -126,9 +119,6 @@ class _Whole(NamedTuple):
 
     def __call__(self, x: Tensor, t: Tensor) -> Clean:
         return self.net.clean(x, self.net.rows(t, self.codes, self.numbers, self.dtype), t, self.codes)
-
-    def share(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.net.share(x, self.net.rows(t, self.codes, self.numbers, self.dtype), t, self.codes)
 
 
 class RecordedDraw:

@@ -39,9 +39,10 @@ class TransformerDiffusion(nn.Module):
     """``E_t w(t) |f(sqrt(a_t) x0 + sqrt(1 - a_t) eps, t, c) - target|^2``, and a head.
 
     Where counts are modelled, diffusion ends at the time ``last``, of signal share ``decode_signal``, and
-    counts are drawn given the noised cell, as the decoder of a variational diffusion model is (Kingma et al.
+    counts are drawn given the noised cell, as by the decoder of a variational diffusion model (Kingma et al.
     2021). There a cell's state can be told from all genes together, and the count of a single gene cannot:
-    what is left are the independent counts of a known state, a negative binomial.
+    what is left are the independent counts of a known state, a negative binomial. Its likelihood is asked at
+    that time alone: dispersions that also had to serve noisier cells would be those of unknown states.
 
     ``w(t)`` is min-SNR-gamma weighting (Hang et al. 2023): for eps ``min(snr, g) / snr``, for v
     ``min(snr, g) / (snr + 1)``, for x0 ``min(snr, g)``.
@@ -82,8 +83,7 @@ class TransformerDiffusion(nn.Module):
         codes, numbers = torch.where(keep, batch.codes, -1), torch.where(keep, batch.numbers, torch.nan)
         time, weight = t / self.schedule.steps, self.weights[t]
         if batch.counts is not None and batch.totals is not None:
-            eps = torch.randn(batch.x0.shape, generator=generator).to(batch.x0)
-            terms = self._counted(batch, eps, t, codes, numbers)
+            terms = self._counted(batch, t, codes, numbers, generator)
         else:
             terms = self.net.loss(
                 batch.x0,
@@ -104,20 +104,25 @@ class TransformerDiffusion(nn.Module):
         return terms
 
     def _counted(
-        self, batch: CellsToLearn, eps: Tensor, t: Tensor, codes: Tensor, numbers: Tensor
+        self, batch: CellsToLearn, t: Tensor, codes: Tensor, numbers: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """The terms from the linear start, around the means of the classes, with the likelihood of counts."""
-        start, time = self.net.start, t / self.schedule.steps
+        start, head, time = self.net.start, self.net.counts, t / self.schedule.steps
         assert start is not None, "the shape has counts=True"
+        assert head is not None, "the shape has counts=True"
         assert batch.counts is not None, "the loader gives counts"
         assert batch.totals is not None, "the loader gives totals"
+        eps, other = (torch.randn(batch.x0.shape, generator=generator).to(batch.x0) for _ in range(2))
         anchor = start.anchors(codes)
         clean, (signal, noise) = batch.x0 - anchor, start.levels(time)
         cells = Centred(signal * clean + noise * eps, signal, noise, anchor)
         rows = self.net.rows(time, codes, numbers, compute_dtype(batch.x0))
-        prediction, counts = self.net.counted(cells, rows, codes, batch.counts, batch.totals)
-        error = (prediction - target(start.kind, clean, eps, signal, noise)).square().mean(1)
-        return {"diffusion": (self.weights[t] * error).mean(), "counts": counts}
+        wanted = target(start.kind, clean, eps, signal, noise)
+        error = (self.net.centred(cells, rows) - wanted).square().mean(1)
+        signal, noise = start.levels(torch.full_like(time, self.last / self.schedule.steps))
+        read = signal * batch.x0 + noise * other
+        counts = head.loss(read, batch.counts, batch.totals, batch.codes[:, 0], generator)
+        return {"diffusion": (self.weights[t] * error).mean(), **counts}
 
     @torch.no_grad()
     def draw(

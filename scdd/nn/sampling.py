@@ -58,10 +58,6 @@ class Conditioned:
         """What the network says of ``x`` [B, G] at times ``t`` [B], all the same."""
         return self.net.clean(x, self._rows(x, t), t, self.codes[self.place])
 
-    def share(self, x: Tensor, t: Tensor) -> Tensor:
-        """Shares [B, G] of the counts of cells noised to ``x`` [B, G]."""
-        return self.net.share(x, self._rows(x, t), t, self.codes[self.place])
-
     def _rows(self, x: Tensor, t: Tensor) -> tuple[Tensor, ...]:
         rows = self.net.rows(t[: len(self.codes)], self.codes, self.numbers, self.dtype)
         if len(self.codes) == 1:

@@ -43,9 +43,9 @@ class TransformerShape:
     ``residual``, ``learned_threshold`` and ``positive_gates`` are the choices that bring a white-box block
     nearer to its derivation. ``positive_gates`` is for both branches, or for that of the mixer alone
     (``"attention"``), which is where a negative gate turns compression round. ``hurdle`` adds logits of
-    zeros. ``counts`` adds a distribution of counts (:class:`scdd.nn.count_head.CountHead`), gives every patch
-    weights of its own, and starts from the linear denoiser of ``linear_rank`` directions
-    (:class:`scdd.nn.linear_start.LinearStart`).
+    zeros. ``counts`` adds a distribution of counts (:class:`scdd.nn.count_head.CountHead`) with a code of
+    ``count_code`` numbers at the price ``count_kl``, gives every patch weights of its own, and starts from
+    the linear denoiser of ``linear_rank`` directions (:class:`scdd.nn.linear_start.LinearStart`).
     """
 
     patch: int = 10
@@ -63,6 +63,8 @@ class TransformerShape:
     learned_positions: bool = True
     hurdle: bool = False
     counts: bool = False
+    count_code: int = 16
+    count_kl: float = 0.3
     linear_rank: int = 32
 
 
@@ -130,7 +132,8 @@ class DiffusionTransformerNet(nn.Module):
         self.leave: nn.Linear | PatchReadout
         if start is not None:
             self.leave = PatchReadout(genes, shape.patch, width)
-            self.counts = CountHead(width, shape.patch, genes, conditions[0], len(start.spread))
+            code: dict[str, Any] = {"latent": shape.count_code, "kl_weight": shape.count_kl}
+            self.counts = CountHead(genes, conditions[0], **code)
         else:
             self.leave = nn.Linear(width, shape.patch)
             nn.init.zeros_(self.leave.weight)
@@ -188,32 +191,19 @@ class DiffusionTransformerNet(nn.Module):
         """What the network says of noised cells [B, G] under rows of modulation [B, D]."""
         if self.start is not None:
             cells = self.start.centre(x_t, t, codes)
-            found = self.start.prediction(cells) + self.leave(self._features(cells.x_t, rows)).float()
-            return Clean(self.start.uncentred(found, cells), None)
+            return Clean(self.start.uncentred(self.centred(cells, rows), cells), None)
         y = self._features(x_t, rows)
         zero = None if self.zero is None else self.tokens.leave(self.zero(y)).float()
         return Clean(self.tokens.leave(self.leave(y)).float(), zero)
 
-    def share(self, x_t: Tensor, rows: tuple[Tensor, ...], t: Tensor, codes: Tensor) -> Tensor:
-        """Shares [B, G] of the counts of cells that were noised to ``x_t`` [B, G]."""
+    def centred(self, cells: Centred, rows: tuple[Tensor, ...]) -> Tensor:
+        """The prediction [B, G] of cells around the means of their classes: linear, and what that leaves."""
         assert self.start is not None, "the shape has counts=True"
-        assert self.counts is not None, "the shape has counts=True"
-        cells = self.start.centre(x_t, t, codes)
-        return self.counts.share(self._features(cells.x_t, rows), self.start.scores(cells), codes)[:, :-1]
+        return self.start.prediction(cells) + self.leave(self._features(cells.x_t, rows)).float()
 
     def _features(self, x_t: Tensor, rows: tuple[Tensor, ...]) -> Tensor:
         h = self.tokens(x_t).to(rows[0].dtype)
         return modulate(self.blocks_of(h, rows), *rows[-2:])
-
-    def counted(
-        self, cells: Centred, rows: tuple[Tensor, ...], codes: Tensor, counts: Tensor, totals: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The prediction of centred cells [B, G], and the loss of their counts [B, G] of totals [B]."""
-        assert self.start is not None, "the shape has counts=True"
-        assert self.counts is not None, "the shape has counts=True"
-        y = self._features(cells.x_t, rows)
-        share = self.counts.share(y, self.start.scores(cells), codes)
-        return self.start.prediction(cells) + self.leave(y).float(), self.counts.loss(share, counts, totals)
 
     def loss(
         self, x0: Tensor, signal: Tensor, noise: Tensor, t: Tensor, codes: Tensor, numbers: Tensor, *,
@@ -225,7 +215,7 @@ class DiffusionTransformerNet(nn.Module):
         ``x0`` [B, G], ``signal``, ``noise``, ``t`` and ``weight`` [B], ``zeros`` bool [B, G]. The noise is
         drawn inside the first and the last operator, and never lies in memory.
         """
-        assert isinstance(self.leave, nn.Linear), "counts are learnt by `counted`"
+        assert isinstance(self.leave, nn.Linear), "patches with weights of their own are learnt by `centred`"
         dtype = compute_dtype(x0)
         h = self.tokens.noised(x0, signal, noise, seed, dtype)
         rows = self.rows(t, codes, numbers, dtype)

@@ -48,9 +48,9 @@ def plainly(found, codes, numbers, noise, seed):
 
     chosen = plan(found.schedule, "dpm++", 4, c.parameterisation, last=found.last)
     x0 = sample(denoise, found.schedule, noise, chosen, guidance=1.5, seed=seed)
-    last = torch.full((len(x0),), max(found.last, 1) / found.schedule.steps)
-    if c.shape.counts:
-        return Drawn(x0, share=net.share(x0, net.rows(last, codes, numbers, x0.dtype), last, codes))
+    if not c.shape.hurdle:
+        return Drawn(x0)
+    last = torch.full((len(x0),), 1 / found.schedule.steps)
     return Drawn(x0, net(x0, last, codes, numbers).zero_logit)
 
 

@@ -1,4 +1,4 @@
-"""The likelihood of counts against scipy, and the head that says their mean."""
+"""The likelihood of counts against scipy, and the head that reads them off noised cells."""
 
 import numpy as np
 import torch
@@ -6,7 +6,7 @@ from scipy import stats
 
 from scdd.nn.count_head import CountHead
 from scdd.nn.count_likelihood import negative_binomial_loss, negative_binomial_losses
-from scdd.nn.heads import DISPERSION_PACE
+from scdd.nn.heads import Observed
 
 
 def some_counts(n=200, genes=6):
@@ -34,42 +34,58 @@ def test_its_gradients_are_right():
     )
 
 
-def head():
+def head(genes=7):
     torch.manual_seed(0)
-    found = CountHead(8, 3, 7, 2, 4)
-    share = torch.rand(3, 8) + 0.1
-    found.start_from((share / share.sum(1, keepdim=True)).log(), torch.linspace(-1, 3, 8))
-    return found, share / share.sum(1, keepdim=True)
+    found = CountHead(genes, 2, latent=3, kl_weight=0.3)
+    share = torch.rand(genes)
+    share = 0.8 * share / share.sum()
+    found.start_from(share)
+    return found, share
 
 
-def test_it_starts_at_the_shares_of_classes_and_their_dispersions():
+def test_it_starts_at_the_mean_shares():
     found, share = head()
-    tokens, scores = torch.randn(3, 3, 8), torch.randn(3, 4)
-    codes = torch.tensor([[0], [1], [-1]])
-    torch.testing.assert_close(found.share(tokens, scores, codes), share)
-    torch.testing.assert_close(found.theta, torch.linspace(-1, 3, 8)[:-1].exp())
+    nb = found.autoencoder.head
+    rate = nb.rate(torch.zeros(2, nb.share.in_features), torch.tensor([10.0, 100.0]))
+    torch.testing.assert_close(rate, torch.tensor([[10.0], [100.0]]) * share)
 
 
-def test_shares_sum_to_one_and_follow_the_tokens_of_their_genes():
+def test_the_loss_is_a_genes():
     found, _ = head()
-    with torch.no_grad():
-        found.own.weight.normal_()
-    tokens, scores, codes = torch.randn(2, 3, 8), torch.randn(2, 4), torch.zeros(2, 1, dtype=torch.long)
-    before = found.share(tokens, scores, codes)
-    torch.testing.assert_close(before.sum(1), torch.ones(2))
-    other = tokens.clone()
-    other[:, 1] += 1.0  # the second patch: genes 3 to 5
-    ratio = (found.share(other, scores, codes) / before).log()
-    same = ratio[:, [0, 1, 2, 6, 7]]
-    torch.testing.assert_close(same, same[:, :1].expand_as(same), atol=1e-4, rtol=0)
-    assert (ratio[:, 3:6] - ratio[:, :1]).abs().min() > 1e-3
+    found.eval()
+    x, counts = torch.randn(5, 7), torch.ones(5, 7)
+    totals, label = torch.full((5,), 20.0), torch.tensor([0, 1, 0, 1, 0])
+    cells = Observed(x, counts, totals, label)
+    whole = found.autoencoder.loss(cells, torch.Generator().manual_seed(3))
+    mine = found.loss(x, counts, totals, label, torch.Generator().manual_seed(3))
+    assert set(mine) == {"kl", "label", "reconstruction"}
+    for name, value in mine.items():
+        torch.testing.assert_close(value, whole[name] / 7)
 
 
-def test_the_loss_counts_the_genes_that_are_not_modelled():
-    found, share = head()
-    counts, totals = torch.full((1, 7), 2.0), torch.tensor([20.0])
-    every = np.array([2.0] * 7 + [6.0])
-    theta = (DISPERSION_PACE * found.dispersion).exp().detach().numpy()
-    mu = 20 * share[0].numpy()
-    wanted = -stats.nbinom.logpmf(every, theta, theta / (theta + mu)).sum() / 7
-    np.testing.assert_allclose(found.loss(share[:1], counts, totals).item(), wanted, rtol=1e-4)
+def test_counts_follow_the_cell_the_total_and_the_seed():
+    found, _ = head(60)
+    rng = torch.Generator().manual_seed(0)
+    label = torch.arange(400) % 2
+    share = torch.full((2, 60), 0.2)
+    share[0, :30], share[1, 30:] = 1.0, 1.0
+    share /= share.sum(1, keepdim=True)
+    x = torch.where(label[:, None] == 0, 1.0, -1.0) * torch.linspace(-1, 1, 60)
+    totals = torch.full((400,), 100.0)
+    counts = torch.poisson(share[label] * 100, generator=rng)
+    optimiser = torch.optim.Adam(found.parameters(), 5e-3)
+    for _ in range(150):
+        noised = x + 0.5 * torch.randn(x.shape, generator=rng)
+        optimiser.zero_grad()
+        sum(found.loss(noised, counts, totals, label, rng).values()).backward()
+        optimiser.step()
+    found.eval()
+    noised = x + 0.5 * torch.randn(x.shape, generator=rng)
+    drawn = found.draw(noised, totals, torch.Generator().manual_seed(1))
+    for k in range(2):
+        np.testing.assert_allclose(drawn[label == k].mean(0), 100 * share[k], rtol=0.25, atol=0.1)
+    again = found.draw(noised, totals, torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, again)
+    assert not torch.equal(drawn, found.draw(noised, totals, torch.Generator().manual_seed(2)))
+    larger = found.draw(noised, 10 * totals, torch.Generator().manual_seed(1))
+    assert 9 < larger.sum() / drawn.sum() < 11
