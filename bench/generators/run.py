@@ -20,6 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import numpy as np
+
 import scdd
 from generators import rows, store
 from generators.methods import METHODS, method
@@ -29,10 +31,12 @@ from generators.tasks import LABEL, RECIPES, Task, load
 def run_one(task: Task, name: str, seed: int, options: argparse.Namespace) -> None:
     """Train, generate cells of the classes of test, judge them, append the rows."""
     settings = json.loads(options.set)
-    path = store.place(options.cache, task.name, name, seed, settings)
+    path = store.place(
+        options.cache, task.name, name, seed, settings | ({"cells": options.cells} if options.cells else {})
+    )
     made = None if options.fresh else store.load(path)
     if made is None:
-        labels = task.test.obs[LABEL].to_numpy().astype(str)
+        labels = asked_of(task, seed, options.cells)
         made = method(name)(task, labels, seed=seed, settings=settings)
         store.save(path, made)
     start = time.perf_counter()
@@ -44,6 +48,12 @@ def run_one(task: Task, name: str, seed: int, options: argparse.Namespace) -> No
     )  # fmt: skip
     spent = f"train {made.train_seconds:.0f} s, generate {made.generate_seconds:.0f} s, judge {time.perf_counter() - start:.0f} s"
     print(f"{task.name} {_shown(name, options.tag)} seed {seed}: {headline(table)}; {spent}", flush=True)
+
+
+def asked_of(task: Task, seed: int, cells: int | None) -> np.ndarray:
+    """Classes of the cells to make: those of test, or of ``cells`` of them."""
+    labels = task.test.obs[LABEL].to_numpy().astype(str)
+    return labels if cells is None else np.random.default_rng(seed).permutation(labels)[:cells]
 
 
 def judge(task: Task, cells: Any, seed: int, options: argparse.Namespace) -> Any:
@@ -98,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--first-seed", type=int, default=0)
     one.add_argument("--set", default="{}", help="settings of the method, as JSON")
     one.add_argument("--tag", default="", help="added to the name of the method")
+    one.add_argument("--cells", type=int, help="make only so many; of test, as many are compared")
     one.add_argument("--out", type=Path, default=rows.FOLDER / "generators-0.csv")
     one.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "scdd-generators")
     one.add_argument("--fresh", action="store_true", help="train again, whatever the cache holds")

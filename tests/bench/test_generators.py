@@ -188,6 +188,26 @@ def test_bars_are_read_off_rows():
     assert "pbmc3k 8 of 8" in page
 
 
+def test_a_bar_that_real_cells_miss_is_shown_and_not_counted():
+    own = scores("scdg", 0, 1.0)
+    own["floor"] = np.where(
+        own["space"] == "50 PCs", own["floor"].where(own["aspect"] != "two-sample", 0.7), own["floor"]
+    )
+    own["value"] = np.where(own["aspect"] == "two-sample", 0.72, own["value"])
+    page = table.render(own)
+    missed = "pbmc3k AUC, 50 PCs 0.720 against 0.700"
+    assert f"**scdg**: 6 of 6 bars met. Not counted, for real cells miss it: {missed}." in page
+    assert "| 6/6 |" in page
+    assert "| *second real sample* | | 0.700 |" in page
+
+
+def test_fewer_cells_than_test_has(task):
+    few = run.asked_of(task, 0, 50)
+    assert len(few) == 50
+    assert set(few) == {"a", "b", "c"}
+    assert len(run.asked_of(task, 0, None)) == task.test.n_obs
+
+
 def test_later_rows_replace_earlier_ones_of_the_same_run(tmp_path):
     path = tmp_path / "generators-0.csv"
     first, second = scores("scdg", 0, 1.0), scores("scdg", 0, 0.5)
