@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ TARGET_SUM = 1e4
 CODINGS = ("counts", "hurdle", "negated", "plain")
 # Of a gene's standard deviations: what a rare count is cut to, so that it does not drown all other genes.
 _CEILING = 10.0
+# All of a cell in one gene, on the largest scale of log data (a million). Networks hardly trained say
+# more, and no reader of log1p data accepts it.
+_MOST = math.log1p(1e6)
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ class CellCode:
         return (v - self.shift) / self.scale
 
     def decode(self, x0: Tensor, zero_logit: Tensor | None, generator: torch.Generator) -> Tensor:
-        """x0 back to log1p CP10k, never negative; with logits [B, G] zeros are drawn."""
-        v = x0 * self.scale + self.shift
+        """x0 back to log1p CP10k, within [0, log1p(10^6)]; with logits [B, G] zeros are drawn."""
+        v = (x0 * self.scale + self.shift).clamp_max(_MOST)
         if self.kind == "hurdle":
             if zero_logit is None:
                 return torch.where(v > self._zero / 2, v.clamp_min(0), 0.0)

@@ -63,7 +63,9 @@ def explicit_rate(w, epsilon):
 
 def test_the_rate_before_is_that_of_what_the_attention_projects(model, cells, found):
     """Measured as CRATE does: the output of the projection is caught while the network runs."""
-    step = model.net.last  # the first time that was trained, and that is measured
+    time = found.table["time"].min()
+    step = round(time * model.net.schedule.steps)
+    assert step >= model.net.last  # before it nothing was trained
     x_t, known = noised(model, cells, n=40, step=step)
     caught = []
     hooks = [
@@ -78,7 +80,7 @@ def test_the_rate_before_is_that_of_what_the_attention_projects(model, cells, fo
         rates = torch.stack(
             [sum(explicit_rate(head, 0.1) for head in cell.unflatten(1, (2, 16)).unbind(1)) for cell in w]
         )
-        row = found.table[(found.table["layer"] == layer) & (found.table["time"] < 0.4)].iloc[0]
+        row = found.table[(found.table["layer"] == layer) & (found.table["time"] == time)].iloc[0]
         assert row["rate_before"] == pytest.approx(rates.mean().item(), rel=1e-4)
         assert row["rate_before_sd"] == pytest.approx(rates.std().item(), rel=1e-3)
     assert row["cells"] == 40
@@ -203,8 +205,12 @@ def test_orthogonality():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains_is_saved_and_looked_into(cells, tmp_path, variant):
-    model = trained(cells, steps=60, variant=variant)
-    assert model.history[-1]["diffusion"] < model.history[0]["diffusion"]
+    model, fresh = (trained(cells, steps=steps, variant=variant) for steps in (60, 1))
+    assert model.history[-1]["loss"] < model.history[0]["loss"]
+    learnt = dict(model.net.net.blocks.named_parameters())
+    for name, start in fresh.net.net.blocks.named_parameters():
+        fixed = name.endswith("level") and not model.config.shape.learned_threshold
+        assert fixed == torch.allclose(start, learnt[name], atol=1e-4), name
     model.save(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "config.json").read_text())["variant"] == variant
     loaded = WhiteBoxDiffusionTransformer.load(tmp_path / "model")

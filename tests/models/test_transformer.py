@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import anndata as ad
 import numpy as np
 import pytest
 import torch
@@ -132,6 +135,15 @@ def test_refuses_conditions_it_does_not_know(model):
         model.generate(3, condition={"cell_type": "neuron"})
     with pytest.raises(InputError, match="the model knows cell_type, condition"):
         model.generate(3, condition={"age": "old"})
+
+
+@pytest.mark.parametrize("kind", ["plain", "hurdle", "negated"])
+def test_no_cell_is_decoded_beyond_what_log_data_can_be(kind):
+    """Networks that have hardly been trained say anything; what they say can still be read back."""
+    code = CellCode(kind, 0.5, 2.0)
+    v = code.decode(torch.tensor([[-1e4, 3.0, 1e4]]), None, torch.Generator())
+    assert v.tolist() == [[0, pytest.approx(6.5), pytest.approx(math.log1p(1e6))]]
+    assert scdd.Atlas.of(ad.AnnData(v.repeat(5, 1).numpy()), expression="auto").expression == "log1p"
 
 
 def test_cells_survive_their_code():

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from generators.tasks import Task
 
-_WARM_UP, _TIMED = 1, 2
+_WARM_UP, _TIMED = 2, 12
 
 
 def _as_method(model: Callable[[], Any], preset: str | None = None) -> Callable[..., Made]:
@@ -23,13 +23,12 @@ def _as_method(model: Callable[[], Any], preset: str | None = None) -> Callable[
         """Settings: any of the model; ``sample`` is passed to generate(), ``minutes`` bounds the training."""
         changes = {"preset": preset, **settings} if preset else dict(settings)
         how, minutes = changes.pop("sample", {}), changes.pop("minutes", None)
-        note = ""
         if minutes is not None:
             changes["steps"] = _steps_within(model(), task, minutes, changes)
-            note = f"{changes['steps']} steps, what {minutes:g} minutes allow on this CPU"
         watch = Watch()
         fitted = model()(task.train, label_key=LABEL, seed=seed, **changes).fit(progress=False)
         trained = watch.lap()
+        note = "" if minutes is None else f"{changes['steps']} steps, in {trained / 60:.0f} minutes"
         cells = fitted.generate(condition={LABEL: labels}, seed=seed, progress=False, **how)
         return Made(cells, trained, watch.lap(), note)
 
