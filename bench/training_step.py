@@ -4,7 +4,8 @@
     python bench/training_step.py --model white_box --batch 16 --device cpu
 
 A step is noise, loss, gradients of all weights and AdamW. First the loss and every gradient of each way are held
-to the published formulation in float32; nothing that is wrong is timed. One JSON line a way.
+to the published formulation in float32; nothing that is wrong is timed. One JSON line a way. "default model" is a
+step of the package's smaller default, the likelihood of counts included, on as many cells: other mathematics.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from timing.clock import Clock, peak_bytes, spreads
 from timing.environment import environment
 from training import fused, ours, published
 from training.published import Sizes, Transformer
+
+from scdd.models.transformer_config import PRESETS
+from scdd.models.transformer_net import CellsToLearn, TransformerDiffusion
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,6 +105,26 @@ def ways(model: Transformer, collapsed: Transformer, batch: Batch, *, compiled: 
         twin = copy.deepcopy(collapsed)
         found["compile"] = (twin, partial(_call, torch.compile(published_loss), twin, batch))
     return found
+
+
+def default_model(batch: Batch, *, white_box: bool) -> tuple[TransformerDiffusion, Callable[..., Tensor]]:
+    """The package's default on as many cells of as many genes, of one class."""
+    cells, genes = batch.x0.shape
+    config = PRESETS["white_box" if white_box else "attention"]["default"]
+    counts = batch.x0.round()
+    given = CellsToLearn(
+        batch.x0, zeros=counts == 0, codes=batch.t.new_zeros(cells, 1).long(), numbers=batch.t.new_zeros(cells, 1),
+        counts=counts, totals=counts.sum(1),
+    )  # fmt: skip
+    module = TransformerDiffusion(genes, config, conditions=[1], numbers=1).to(batch.x0.device)
+    generator = torch.Generator().manual_seed(_SEED)
+
+    def loss(eps: Tensor | None, dtype: torch.dtype) -> Tensor:
+        enabled = dtype != torch.float32
+        with torch.autocast(batch.x0.device.type, dtype=dtype if enabled else None, enabled=enabled):
+            return sum(module.loss(given, generator).values(), start=batch.x0.new_zeros(()))
+
+    return module, loss
 
 
 def _call(loss: Callable[..., Tensor], model: Transformer, batch: Batch, eps: Tensor | None, dtype: torch.dtype,
@@ -192,6 +216,7 @@ def measure(options: argparse.Namespace, *, white_box: bool) -> list[dict[str, A
         return [{"error": wrong}]
     cuda = device.type == "cuda"
     runs = {}
+    found["default model"] = default_model(batch, white_box=white_box)
     for name, (module, loss) in found.items():
         optimiser = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True, capturable=cuda)
         runs[name] = partial(step, loss, optimiser, dtype)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._dispatch import outside_autocast
+from .._in_cells import in_cells
 
 
 @outside_autocast
@@ -68,15 +69,21 @@ def ista_backward(
     need_y: bool, need_operator: bool, need_level: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """`dy`, `doperator`, `dlevel` and `dgate`, each empty where it is not needed."""
-    g = torch.ops.aten.threshold_backward(wide(dout), wide(h), 0)
-    dgate = none(y)
-    if gate is not None:
-        g = g.mul_(per_row(gate, y))
-        dgate = sum_rows(wide(dout) * wide(h)).to(y.dtype)
+    narrow = has_units_for(y)
+
+    def through_gate(dout: Tensor, h: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of ``y + y operator^T - level``, that of the gate, and the former summed over rows."""
+        g, dgate = torch.ops.aten.threshold_backward(wide(dout), wide(h), 0), none(y)
+        if gate is not None:
+            dgate = sum_rows(g * wide(h)).to(y.dtype)
+            g = g.mul_(per_row(gate, h))
+        return g.to(y.dtype) if narrow else g, dgate, sum_rows(g) if need_level else none(g)
+
+    g, dgate, total = in_cells(through_gate, dout, h, gate)
     rows = g.flatten(0, -2)
-    dy = torch.addmm(rows, rows, wide(operator)).to(y.dtype).view(y.shape) if need_y else none(y)
-    doperator = (rows.mT @ wide(y).flatten(0, -2)).to(y.dtype) if need_operator else none(y)
-    return dy, doperator, -rows.sum(0) if need_level else none(rows), dgate
+    dy = torch.addmm(rows, rows, operator.to(rows.dtype)).to(y.dtype).view(y.shape) if need_y else none(y)
+    doperator = (rows.mT @ y.to(rows.dtype).flatten(0, -2)).to(y.dtype) if need_operator else none(y)
+    return dy, doperator, -total.sum(0) if need_level else total, dgate
 
 
 def gated(h: Tensor, residual: Tensor | None, gate: Tensor | None) -> Tensor:

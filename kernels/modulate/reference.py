@@ -3,6 +3,8 @@
 `modulate` and `gated_residual_modulate` are the definition, written for reading. The `*_forward` and
 `*_backward` pairs below are the same mathematics with its gradient written out, on PyTorch's own fused layer
 norm; they are what a CPU runs, where each extra operation on a small batch costs as much as the arithmetic.
+Large conditions go one by one: scale and shift of one are weights to PyTorch's layer norm, which takes them
+along.
 
 Shapes, in all of them: `x`, `residual`, `y`, `h` and their gradients are [C, R, N] or [C, N]; `shift`,
 `scale` and `gate` are [C, N]; `mean` and `rstd` are [C, R, 1] or [C, 1].
@@ -10,8 +12,12 @@ Shapes, in all of them: `x`, `residual`, `y`, `h` and their gradients are [C, R,
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+
+from .._in_cells import in_cells
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
@@ -30,25 +36,16 @@ def gated_residual_modulate(
     return modulate(h, shift, scale, eps), h
 
 
-def modulate_forward(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def modulate_forward(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, ...]:
     """`y`, and the `mean` and `rstd` that the gradient needs."""
     if len(scale) and not scale.stride(0) and not shift.stride(0):
-        # one row for all, as a sampler has: PyTorch's layer norm takes it along, in one pass
-        weight, bias = 1 + _wide(scale[0]), _wide(shift[0])
-        kept = x if x.dtype == torch.bfloat16 else _wide(x)
-        y, mean, rstd = torch.native_layer_norm(kept, x.shape[-1:], weight, bias, eps)
-        return y.to(x.dtype), mean, rstd
-    normed, mean, rstd = torch.native_layer_norm(_wide(x), x.shape[-1:], None, None, eps)
-    y = normed.addcmul_(normed, _rows(scale, x)).add_(_rows(shift, x))
-    return y.to(x.dtype), mean, rstd
+        return _forward(x, shift[:1], scale[:1], eps)  # one row for all, as a sampler has
+    return in_cells(partial(_forward, eps=eps), x, shift, scale)
 
 
-def modulate_backward(
-    dy: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def modulate_backward(dy: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, ...]:
     """`dx`, `dshift` (empty for a 2-D `x`, where it is `dy`) and `dscale`."""
-    dx, dshift, dscale = _norm_backward(_wide(dy), _wide(x), _rows(scale, x), mean, rstd)
-    return dx.to(x.dtype), dshift.to(x.dtype), dscale.to(x.dtype)
+    return in_cells(_backward, dy, x, scale, mean, rstd)
 
 
 def gated_residual_modulate_forward(
@@ -63,22 +60,53 @@ def gated_residual_modulate_forward(
 
 def gated_residual_modulate_backward(
     dy: Tensor, dh: Tensor, x: Tensor, h: Tensor, gate: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """`dx`, `dresidual`, `dgate`, `dshift` (empty for a 2-D `x`, where it is `dy`) and `dscale`."""
-    dresidual, dshift, dscale = _norm_backward(_wide(dy), _wide(h), _rows(scale, x), mean, rstd)
+    return in_cells(_gated_backward, dy, dh, x, h, gate, scale, mean, rstd)
+
+
+def _forward(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    if len(scale) == 1:
+        weight, bias = 1 + _wide(scale[0]), _wide(shift[0])
+        kept = x if x.dtype == torch.bfloat16 else _wide(x)
+        y, mean, rstd = torch.native_layer_norm(kept, x.shape[-1:], weight, bias, eps)
+        return y.to(x.dtype), mean, rstd
+    normed, mean, rstd = torch.native_layer_norm(_wide(x), x.shape[-1:], None, None, eps)
+    y = normed.addcmul_(normed, _rows(scale, x)).add_(_rows(shift, x))
+    return y.to(x.dtype), mean, rstd
+
+
+def _backward(
+    dy: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, dshift, dscale = _norm_backward(_wide(dy), _wide(x), _wide(scale), mean, rstd)
+    return dx.to(x.dtype), dshift.to(x.dtype), dscale.to(x.dtype)
+
+
+def _gated_backward(
+    dy: Tensor, dh: Tensor, x: Tensor, h: Tensor, gate: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, ...]:
+    dresidual, dshift, dscale = _norm_backward(_wide(dy), _wide(h), _wide(scale), mean, rstd)
     dresidual = dresidual.add_(_wide(dh))
-    dx = dresidual * _rows(gate, x)
     dgate = _sum_rows(dresidual * _wide(x))
-    return tuple(grad.to(x.dtype) for grad in (dx, dresidual, dgate, dshift, dscale))  # type: ignore[return-value]
+    dx = dresidual * _rows(gate, x)
+    return tuple(grad.to(x.dtype) for grad in (dx, dresidual, dgate, dshift, dscale))
 
 
 def _norm_backward(
     dy: Tensor, x: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the modulated layer norm, in the dtype of `dy`."""
+    if x.ndim == 3 and len(scale) == 1:
+        weight = 1 + scale[0]
+        # a bias is asked for where its gradient is, and its values are not looked at
+        dx, dscale, dshift = torch.ops.aten.native_layer_norm_backward(
+            dy, x, x.shape[-1:], mean, rstd, weight, weight, [True, True, True]
+        )
+        return dx, dshift[None], dscale[None]
     # the gradient of the normed rows is not named, so that its memory is free again for the next temporary
     dx, _, _ = torch.ops.aten.native_layer_norm_backward(
-        torch.addcmul(dy, dy, scale), x, x.shape[-1:], mean, rstd, None, None, [True, False, False]
+        torch.addcmul(dy, dy, _rows(scale, x)), x, x.shape[-1:], mean, rstd, None, None, [True, False, False]
     )
     dscale = _sum_rows((x - mean).mul_(rstd).mul_(dy))
     dshift = dy.sum(1) if dy.ndim == 3 else dy.new_empty(0)

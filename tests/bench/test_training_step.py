@@ -98,14 +98,16 @@ def test_the_gate_sees_a_wrong_way(white_box):
 def test_the_command_writes_json_lines(tmp_path):
     out = tmp_path / "results" / "rows.jsonl"
     command = [sys.executable, BENCH / "training_step.py", "--device", "cpu", "--no-compile", "--rounds", "5"]
-    command += ["--model", "white_box", "--batch", "1", "--depth", "1", "--out", out]
+    command += ["--model", "white_box", "--batch", "2", "--depth", "1", "--out", out]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["implementation"] for line in lines] == ["scdd", "scdd.nn", "published", "algebra"]
+    assert [line["implementation"] for line in lines] == [
+        "scdd", "scdd.nn", "published", "algebra", "default model",
+    ]  # fmt: skip
     assert all(line["p50_us"] > 0 and line["cells_per_s"] > 0 for line in lines)
     shown = table.table(lines).splitlines()[2:]
-    assert len(shown) == 4
+    assert len(shown) == 5
     ratio = lines[2]["p50_us"] / lines[0]["p50_us"]
     assert f"| {ratio:.2f}x |" in shown[0]
     assert "| 1.00x |" in shown[2]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scdd.kernels import _dispatch
+from scdd.kernels import _dispatch, _in_cells
 from scdd.kernels.ista import IstaOutput, api, ista_operator, ista_step, ista_step_with_zeros, ops, tiles
 from support.accuracy import DTYPES, assert_as_accurate_as_pytorch, error, in_float64, with_gradients
 
@@ -115,6 +115,14 @@ def test_is_the_published_step_to_machine_precision(device, rows, implementation
 def test_as_accurate_as_pytorch(device, dtype, implementation, learned, form):
     inputs = make_inputs(6, 20, 48, form=form, learned=learned, dtype=dtype, device=device)
     assert_accurate(inputs, implementation)
+
+
+@FORMS
+@pytest.mark.parametrize("learned", [False, True], ids=["floats", "learned"])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+def test_large_cells_go_one_by_one(monkeypatch, dtype, learned, form):
+    monkeypatch.setattr(_in_cells, "_OWN_CALLS", 1)
+    assert_accurate(make_inputs(6, 20, 48, form=form, learned=learned, dtype=dtype), "reference")
 
 
 @FORMS

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from scdd.kernels import ModulateOutput, _dispatch, gated_residual_modulate, modulate
+from scdd.kernels import ModulateOutput, _dispatch, _in_cells, gated_residual_modulate, modulate
 from scdd.kernels.modulate import ops, tiles
 
 GATED = pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
@@ -115,6 +115,14 @@ def assert_as_accurate_as_pytorch(inputs, gated, **kwargs):
 def test_matches_definition(device, rows, dtype, implementation, gated):
     inputs = make_inputs(rows=rows, dtype=dtype, device=device)
     assert_as_accurate_as_pytorch(inputs, gated, implementation=implementation)
+
+
+@GATED
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+@pytest.mark.parametrize("rows", [None, 1, 4])
+def test_large_cells_go_one_by_one(monkeypatch, rows, dtype, gated):
+    monkeypatch.setattr(_in_cells, "_OWN_CALLS", 1)
+    assert_as_accurate_as_pytorch(make_inputs(rows=rows, dtype=dtype), gated, implementation="reference")
 
 
 @GATED

@@ -123,6 +123,8 @@ def test_log1p_data_has_no_library(adata):
         ({"width": 30, "heads": 4}, "no multiple of heads"),
         ({"sampling_steps": 0}, "sampling_steps=0"),
         ({"zeros": "maybe"}, "zeros='maybe'"),
+        ({"decode_signal": 1.0}, "decode_signal=1.0; it lies between"),
+        ({"batch_size": 1}, "batch_size=1; batch norm"),
     ],
 )
 def test_refuses_and_says_what_to_do(adata, changes, message):
