@@ -67,7 +67,7 @@ class TransformerConfig:
         if self.zeros == "counts" and not self.library:
             raise InputError("zeros='counts' draws counts of a library size; leave library=True")
         if self.zeros == "counts" and self.batch_size < 2:
-            raise InputError(f"batch_size={self.batch_size}; batch norm in the head of counts needs 2 or more")
+            raise InputError(f"batch_size={self.batch_size}; batch norm of the count head needs 2 or more")
         if not 0 < self.decode_signal < 1:
             raise InputError(f"decode_signal={self.decode_signal}; it lies between 0 and 1")
         choices = {
