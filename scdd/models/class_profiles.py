@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from scdd.data.preprocess import Preprocessor
     from scdd.models.cell_code import CellCode
 
-# A class's mean begins as if two average cells were in it.
+# A class's fold change to all cells begins as if one expected count had been seen at fold change 1, and its
+# mean as if two average cells were in it.
+_COUNTS = 1.0
 _CELLS = 2.0
 
 
 class ClassProfiles(NamedTuple):
-    """Sums over cells: counts [G], of all genes ``total``; over classes: log1p CP10k [C, G], cells [C]."""
+    """Sums over each class's cells: counts [C, G], all counts [C], log1p CP10k [C, G], cells [C]."""
 
     counts: np.ndarray
-    total: float
+    totals: np.ndarray
     logs: np.ndarray
     cells: np.ndarray
 
@@ -31,22 +33,28 @@ class ClassProfiles(NamedTuple):
     def fit(cls, atlas: Atlas, preprocessor: Preprocessor, label: np.ndarray, classes: int) -> Self:
         """One streaming pass over the chosen genes of counts."""
         where = atlas.var_names.astype(str).get_indexer(preprocessor.genes)
-        counts, logs, total = np.zeros(len(where)), np.zeros((classes, len(where))), 0.0
+        counts, logs = (np.zeros((classes, len(where))) for _ in range(2))
+        totals = np.zeros(classes)
         for rows, block in atlas.blocks():
             size = np.asarray(block.sum(1), dtype=np.float64).ravel()
             of_class = sparse.csr_matrix(
                 (np.ones(len(rows)), (label[rows], np.arange(len(rows)))), shape=(classes, len(rows))
             )
             part = sparse.csr_matrix(block[:, where], dtype=np.float64)
-            counts += np.asarray(part.sum(0)).ravel()
-            total += size.sum()
+            counts += (of_class @ part).toarray()
+            totals += of_class @ size
             part.data *= np.repeat(preprocessor.target_sum / np.maximum(size, 1), np.diff(part.indptr))
             logs += (of_class @ part.log1p()).toarray()
-        return cls(counts, total, logs, np.bincount(label, minlength=classes))
+        return cls(counts, totals, logs, np.bincount(label, minlength=classes))
 
-    def share(self, order: np.ndarray) -> Tensor:
-        """What part of all counts is each gene's [G]."""
-        return torch.from_numpy(self.counts[order] / max(self.total, 1)).float()
+    def log_share(self, order: np.ndarray) -> Tensor:
+        """Log shares of a cell's counts [C + 1, G + 1]: classes, then all cells; genes, then the others."""
+        rest = np.maximum(self.totals - self.counts.sum(1), 0)
+        every = np.column_stack([self.counts[:, order], rest])
+        share = (every.sum(0) + 1e-3) / (self.totals.sum() + 1e-3)
+        expected = self.totals[:, None] * share
+        fold = (every + _COUNTS) / (expected + _COUNTS)
+        return torch.from_numpy(np.log(np.vstack([share * fold, share]))).float()
 
     def anchors(self, code: CellCode, order: np.ndarray) -> Tensor:
         """Coded means [C + 1, G] of the classes; the last, for no class, are zeros."""

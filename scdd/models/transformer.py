@@ -149,7 +149,7 @@ class DiffusionTransformer(CellGenerator):
         if start is None or head is None:
             return
         label = self._codes[:, 0].numpy()
-        head.start_from(self.profiles.share(self.order))
+        head.start_from(self.profiles.log_share(self.order))
         start.anchor.copy_(self.profiles.anchors(self.code, self.order))
         rows = np.sort(np.random.default_rng(seed).permutation(self.atlas.n_obs)[:_SAMPLE])
         coded = self.code.encode(
@@ -244,9 +244,11 @@ class DiffusionTransformer(CellGenerator):
         noise = torch.randn(len(fields), self.preprocessor.n_genes, generator=generator)
         seed = int(torch.randint(2**31, (), generator=generator))
         drawn = self.net.draw(fields, self._numbers(totals), noise, seed=seed, **how)
-        x, head = torch.empty_like(drawn.x0), self.net.net.counts
-        if head is not None:
-            x[:, self.order] = head.draw(drawn.x0, totals, generator)
+        x = torch.empty_like(drawn.x0)
+        if self.config.zeros == "counts":
+            # a guidance of -1 ignores the conditions, and so must what is read off in the end
+            known = torch.full_like(fields, -1) if how["guidance"] == -1 else fields
+            x[:, self.order] = self.net.draw_counts(drawn.x0, known, totals, generator)
             return x
         v = self.code.decode(drawn.x0, drawn.zero_logit, generator)
         x[:, self.order] = to_counts(v, totals) if self.config.library else v

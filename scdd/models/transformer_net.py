@@ -119,10 +119,25 @@ class TransformerDiffusion(nn.Module):
         rows = self.net.rows(time, codes, numbers, compute_dtype(batch.x0))
         wanted = target(start.kind, clean, eps, signal, noise)
         error = (self.net.centred(cells, rows) - wanted).square().mean(1)
-        signal, noise = start.levels(torch.full_like(time, self.last / self.schedule.steps))
-        read = signal * batch.x0 + noise * other
-        counts = head.loss(read, batch.counts, batch.totals, batch.codes[:, 0], generator)
+        signal, noise = start.levels(self._last_of(batch.x0))
+        scores = self._scores(signal * batch.x0 + noise * other, codes)
+        counts = head.loss(scores, codes[:, 0], batch.counts, batch.totals, generator)
         return {"diffusion": (self.weights[t] * error).mean(), **counts}
+
+    def draw_counts(
+        self, noised: Tensor, codes: Tensor, totals: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Counts [B, G] of cells [B, G] noised to the time ``last``, of conditions [B, F] and totals [B]."""
+        assert self.net.counts is not None, "the shape has counts=True"
+        return self.net.counts.draw(self._scores(noised, codes), codes[:, 0], totals, generator)
+
+    def _scores(self, noised: Tensor, codes: Tensor) -> Tensor:
+        start = self.net.start
+        assert start is not None, "the shape has counts=True"
+        return start.scores(start.centre(noised, self._last_of(noised), codes))
+
+    def _last_of(self, cells: Tensor) -> Tensor:
+        return torch.full((len(cells),), self.last / self.schedule.steps, device=cells.device)
 
     @torch.no_grad()
     def draw(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # The spread of q(z | x) must get from its start to one that ignores the cell, or to almost none, in the few
 # hundred steps that the weights need.
-_NOISE_PACE = 10.0
+NOISE_PACE = 10.0
 
 HEADS: dict[str, type[GaussianHead | NegativeBinomialHead]] = {
     "gaussian": GaussianHead,
@@ -34,6 +34,11 @@ def mlp(sizes: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
     for wide_in, wide_out in itertools.pairwise(sizes):
         layers += [nn.Linear(wide_in, wide_out), nn.BatchNorm1d(wide_out), nn.SiLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers)
+
+
+def kl_to_standard(mean: Tensor, log_spread: Tensor) -> Tensor:
+    """``KL(N(mean, spread^2) || N(0, I))`` of means [B, d] and spreads [d], mean over cells."""
+    return 0.5 * (mean.square() + (2 * log_spread).exp() - 1 - 2 * log_spread).sum(1).mean()
 
 
 class AutoencoderNet(nn.Module):
@@ -80,7 +85,7 @@ class AutoencoderNet(nn.Module):
         self.register_buffer("latent_mean", torch.zeros(latent))
         self.register_buffer("latent_std", torch.ones(latent))
         self.encoder = nn.Sequential(mlp([genes, *hidden], dropout=dropout), nn.Linear(hidden[-1], latent))
-        self.noise = nn.Parameter(torch.full((latent,), -1.0 / _NOISE_PACE), requires_grad=kl_weight > 0)
+        self.noise = nn.Parameter(torch.full((latent,), -1.0 / NOISE_PACE), requires_grad=kl_weight > 0)
         self.decoder = mlp([latent, *reversed(hidden)], dropout=dropout)
         self.head = HEADS[head](hidden[0], genes)
 
@@ -91,7 +96,7 @@ class AutoencoderNet(nn.Module):
     @property
     def posterior_spread(self) -> Tensor:
         """Standard deviation of ``q(z | x)`` [d] before standardisation; zeros for a plain autoencoder."""
-        return (_NOISE_PACE * self.noise).exp() if self.kl_weight > 0 else torch.zeros_like(self.noise)
+        return (NOISE_PACE * self.noise).exp() if self.kl_weight > 0 else torch.zeros_like(self.noise)
 
     @property
     def code_spread(self) -> Tensor:
@@ -124,9 +129,8 @@ class AutoencoderNet(nn.Module):
         z = self.encode_raw(observed.x)
         losses = {}
         if self.kl_weight > 0:
-            log_noise = _NOISE_PACE * self.noise
-            kl = 0.5 * (z.square() + (2 * log_noise).exp() - 1 - 2 * log_noise).sum(1).mean()
-            losses["kl"] = self.kl_weight * kl
+            log_noise = NOISE_PACE * self.noise
+            losses["kl"] = self.kl_weight * kl_to_standard(z, log_noise)
             z = z + log_noise.exp() * torch.randn(z.shape, generator=generator).to(z)
         if self.classifier is not None and observed.label is not None:
             losses["label"] = self.label_weight * F.cross_entropy(self.classifier(z), observed.label)

@@ -20,14 +20,20 @@ def test_sums_are_those_of_the_cells(adata):
     genes = list(adata.var_names[5:25])
     _, preprocessor, label, found = fitted(adata, genes)
     x = adata.X.toarray().astype(float)
-    np.testing.assert_allclose(found.counts, x[:, 5:25].sum(0))
-    np.testing.assert_allclose(found.total, x.sum())
     for k in range(3):
         own = x[label == k]
+        np.testing.assert_allclose(found.counts[k], own[:, 5:25].sum(0))
+        np.testing.assert_allclose(found.totals[k], own.sum())
         logs = np.log1p(1e4 * own[:, 5:25] / own.sum(1, keepdims=True))
         np.testing.assert_allclose(found.logs[k], logs.sum(0), rtol=1e-6)
     order = np.arange(20)[::-1].copy()
-    np.testing.assert_allclose(found.share(order).numpy(), x[:, 5:25].sum(0)[::-1] / x.sum(), rtol=1e-5)
+    share = found.log_share(order).exp().numpy()
+    whole = np.append(x[:, 5:25].sum(0)[::-1], np.delete(x, np.arange(5, 25), 1).sum()) / x.sum()
+    np.testing.assert_allclose(share[-1], whole, rtol=1e-3)
+    # many cells: hardly shrunk
+    own = x[label == 0]
+    big = own[:, 5:25].sum(0)[::-1] > 50
+    np.testing.assert_allclose(share[0, :-1][big], (own[:, 5:25].sum(0)[::-1] / own.sum())[big], rtol=0.05)
     code = CellCode.of_genes(preprocessor.mean[order], preprocessor.std[order])
     anchors = found.anchors(code, order)
     assert (anchors[-1] == 0).all()
