@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 import torch
 from scipy import sparse
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 # mean as if two average cells were in it.
 _COUNTS = 1.0
 _CELLS = 2.0
+# Its variances begin as if ten cells that vary as all do were in it.
+_CELLS_OF_SPREAD = 10.0
+# Part of the cells that directions are found from; the others say how much cells vary along them.
+_FOUND_FROM = 2 / 3
 
 
 class ClassProfiles(NamedTuple):
@@ -65,13 +70,22 @@ class ClassProfiles(NamedTuple):
 
 
 def spread_within(coded: Tensor, anchors: Tensor, label: np.ndarray, rank: int) -> tuple[Tensor, ...]:
-    """How coded cells [n, G] of classes [n] vary around their anchors: basis [G, R], spread [R], rest [G].
+    """How coded cells [n, G] of classes [n], in random order, vary around their anchors [C + 1, G].
 
-    R is ``rank``, or the number of cells where they are fewer.
+    Basis [G, R], variances along it of every class and of all cells [C + 1, R], the rest of every gene [G];
+    R is ``rank``, or the number of cells that the basis was found from where they are fewer. The variances
+    are those of other cells: along directions that were chosen for their variance, the cells that they were
+    chosen from vary more than any others will.
     """
     residual = coded - anchors[torch.from_numpy(label)]
-    basis = torch.linalg.svd(residual, full_matrices=False).Vh[:rank].mT
+    chosen = slice(max(1, round(_FOUND_FROM * len(coded))))
+    others = slice(chosen.stop if chosen.stop < len(coded) else 0, None)
+    basis = torch.linalg.svd(residual[chosen], full_matrices=False).Vh[:rank].mT
     along = residual @ basis
-    spread = along.square().mean(0).clamp_min(1e-3)
+    square = along[others].square()
+    pooled = square.mean(0).clamp_min(1e-3)
+    of_class = F.one_hot(torch.from_numpy(label[others]).long(), len(anchors)).to(square)
+    known, prior = of_class.sum(0)[:, None], _CELLS_OF_SPREAD
+    spread = (of_class.mT @ square + prior * pooled) / (known + prior)
     rest = (residual - along @ basis.mT).square().mean(0).clamp_min(1e-3)
     return basis, spread, rest

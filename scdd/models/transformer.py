@@ -151,11 +151,12 @@ class DiffusionTransformer(CellGenerator):
         label = self._codes[:, 0].numpy()
         head.start_from(self.profiles.log_share(self.order))
         start.anchor.copy_(self.profiles.anchors(self.code, self.order))
-        rows = np.sort(np.random.default_rng(seed).permutation(self.atlas.n_obs)[:_SAMPLE])
-        coded = self.code.encode(
-            torch.from_numpy(self.preprocessor.transform(self.atlas, rows))[:, self.order]
-        )
-        found = spread_within(coded, start.anchor, label[rows], len(start.spread))
+        rng = np.random.default_rng(seed)
+        rows = np.sort(rng.permutation(self.atlas.n_obs)[:_SAMPLE])
+        v = torch.from_numpy(self.preprocessor.transform(self.atlas, rows))[:, self.order]
+        mixed = rng.permutation(len(rows))
+        coded, label = self.code.encode(v)[mixed], label[rows][mixed]
+        found = spread_within(coded, start.anchor, label, start.basis.shape[1])
         for buffer, values in zip((start.basis, start.spread, start.rest), found, strict=True):
             buffer[..., : values.shape[-1]] = values
 

@@ -12,7 +12,7 @@ from scdd.diffusion.parameterisation import target
 from scdd.diffusion.schedule import NoiseSchedule
 from scdd.errors import InputError
 from scdd.models.transformer_draw import Drawn, RecordedDraw, draw_once, last_time, sampling_device
-from scdd.nn.linear_start import Centred, LinearStart
+from scdd.nn.linear_start import LinearStart
 from scdd.nn.transformer import DiffusionTransformerNet, compute_dtype
 
 if TYPE_CHECKING:
@@ -113,11 +113,10 @@ class TransformerDiffusion(nn.Module):
         assert batch.counts is not None, "the loader gives counts"
         assert batch.totals is not None, "the loader gives totals"
         eps, other = (torch.randn(batch.x0.shape, generator=generator).to(batch.x0) for _ in range(2))
-        anchor = start.anchors(codes)
-        clean, (signal, noise) = batch.x0 - anchor, start.levels(time)
-        cells = Centred(signal * clean + noise * eps, signal, noise, anchor)
+        signal, noise = start.levels(time)
+        cells = start.centre(signal * batch.x0 + noise * eps, time, codes)
         rows = self.net.rows(time, codes, numbers, compute_dtype(batch.x0))
-        wanted = target(start.kind, clean, eps, signal, noise)
+        wanted = target(start.kind, batch.x0 - cells.anchor, eps, signal, noise)
         error = (self.net.centred(cells, rows) - wanted).square().mean(1)
         signal, noise = start.levels(self._last_of(batch.x0))
         scores = self._scores(signal * batch.x0 + noise * other, codes)

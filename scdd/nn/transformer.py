@@ -133,7 +133,7 @@ class DiffusionTransformerNet(nn.Module):
         if start is not None:
             self.leave = PatchReadout(genes, shape.patch, width)
             code: dict[str, Any] = {"latent": shape.count_code, "kl_weight": shape.count_kl}
-            self.counts = CountHead(len(start.spread), genes, conditions[0], **code)
+            self.counts = CountHead(start.basis.shape[1], genes, conditions[0], **code)
         else:
             self.leave = nn.Linear(width, shape.patch)
             nn.init.zeros_(self.leave.weight)

@@ -61,9 +61,32 @@ def test_directions_within_classes_are_found():
     direction = np.zeros(10)
     direction[:5] = 1 / np.sqrt(5)
     anchors = torch.from_numpy(rng.normal(size=(3, 10))).float()
-    cells = anchors[torch.from_numpy(label)].numpy() + rng.normal(size=(600, 1)) * 3 * direction
+    along = rng.normal(size=(600, 1)) * np.where(label == 0, 3, 1)[:, None]
+    cells = anchors[torch.from_numpy(label)].numpy() + along * direction
     coded = torch.from_numpy(cells + 0.1 * rng.normal(size=(600, 10))).float()
     basis, spread, rest = spread_within(coded, anchors, label, 2)
     assert abs(basis[:, 0].numpy() @ direction) > 0.99
-    assert abs(spread[0].item() - 9) < 1.2
+    # a class that varies much, one that varies little, and all cells for none
+    np.testing.assert_allclose(spread[:, 0], [9, 1, 5], rtol=0.4)
+    assert spread[0, 0] > 6 * spread[1, 0]
     assert rest.max() < 0.05
+
+
+def test_variances_are_those_of_cells_that_the_directions_were_not_chosen_for():
+    """In noise of variance 1 every direction has variance 1, and the best of few cells far more for them."""
+    rng = np.random.default_rng(0)
+    coded, anchors = torch.from_numpy(rng.normal(size=(300, 400))).float(), torch.zeros(2, 400)
+    basis, spread, _ = spread_within(coded, anchors, np.zeros(300, dtype=int), 8)
+    assert (coded[:200] @ basis).square().mean(0).min() > 2.5
+    np.testing.assert_allclose(spread, 1, atol=0.35)
+
+
+def test_classes_without_other_cells_vary_as_all_do():
+    rng = np.random.default_rng(0)
+    label = np.zeros(90, dtype=int)
+    label[:2] = 1  # among those that the directions are found from
+    coded, anchors = torch.from_numpy(rng.normal(size=(90, 5))).float(), torch.zeros(3, 5)
+    _, spread, _ = spread_within(coded, anchors, label, 3)
+    torch.testing.assert_close(spread[1], spread[2])
+    _, lone, _ = spread_within(coded[:1], anchors, label[:1], 3)  # one cell: itself
+    assert torch.isfinite(lone).all()

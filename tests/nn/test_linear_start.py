@@ -17,17 +17,20 @@ def start(kind="v", *, isotropic=False):
     found = LinearStart(GENES, CLASSES, RANK, schedule.alpha_bar, kind)
     found.anchor[:-1] = torch.randn(CLASSES, GENES, generator=generator)
     found.basis.copy_(torch.linalg.qr(torch.randn(GENES, RANK, generator=generator)).Q)
-    found.spread.copy_(torch.tensor([4.0, 2.0, 1.5]))
+    found.spread.copy_(torch.tensor([[4.0, 2.0, 1.5], [0.5, 3.0, 1.0], [6.0, 4.0, 2.0]]))
     found.rest.fill_(0.3)
     if not isotropic:
         found.rest.copy_(0.2 + torch.rand(GENES, generator=generator))
     return found, schedule
 
 
-def covariance(found):
-    """Of cells around their anchor: the spread along the basis, the rest across it."""
+def covariance(found, label):
+    """Of a class's cells around their anchor: the spread along the basis, the rest across it."""
     across = torch.eye(GENES) - found.basis @ found.basis.mT
-    return found.basis @ torch.diag(found.spread) @ found.basis.mT + across @ torch.diag(found.rest) @ across
+    return (
+        found.basis @ torch.diag(found.spread[label]) @ found.basis.mT
+        + across @ torch.diag(found.rest) @ across
+    )
 
 
 @pytest.mark.parametrize("kind", ["v", "x0", "eps"])
@@ -40,7 +43,7 @@ def test_it_is_the_posterior_mean_of_a_gaussian(kind):
     said = found.uncentred(found.prediction(cells), cells)
     clean = clean_estimate(kind, said, x_t, schedule.signal(t), schedule.noise(t))
     for row in range(3):
-        a, sigma = schedule.alpha_bar[t[row]].double(), covariance(found).double()
+        a, sigma = schedule.alpha_bar[t[row]].double(), covariance(found, codes[row, 0]).double()
         mean = found.anchor[codes[row, 0]].double()  # -1 is the last, of zeros
         gain = a.sqrt() * sigma @ torch.linalg.inv(a * sigma + (1 - a) * torch.eye(GENES).double())
         wanted = mean + gain @ (x_t[row].double() - a.sqrt() * mean)
@@ -61,14 +64,14 @@ def test_sampling_it_gives_the_gaussian_back():
     x = sample(denoise, schedule, noise, plan(schedule, "dpm++", 30, "v", last=last))
     a = schedule.alpha_bar[last]
     torch.testing.assert_close(x.mean(0), a.sqrt() * found.anchor[1], atol=0.08, rtol=0)
-    wanted = a * covariance(found) + (1 - a) * torch.eye(GENES)
+    wanted = a * covariance(found, 1) + (1 - a) * torch.eye(GENES)
     assert ((x.T.cov() - wanted).norm() / wanted.norm()) < 0.1
 
 
 def test_scores_are_in_standard_deviations_of_a_class():
     found, schedule = start()
     n, t = 4_000, torch.full((4_000,), 1)
-    along = torch.randn(n, RANK, generator=torch.Generator().manual_seed(3)) * found.spread.sqrt()
+    along = torch.randn(n, RANK, generator=torch.Generator().manual_seed(3)) * found.spread[0].sqrt()
     x = schedule.signal(t) * (found.anchor[0] + along @ found.basis.mT)
     scores = found.scores(found.centre(x, t / schedule.steps, torch.zeros(n, 1, dtype=torch.long)))
     torch.testing.assert_close(scores.std(0), torch.ones(RANK), atol=0.05, rtol=0)
