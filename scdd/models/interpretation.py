@@ -77,7 +77,7 @@ class _Measure:
         x_t = self.schedule.add_noise(cells.x0, noise, t)
         modulation = net.rows(t / self.schedule.steps, cells.codes, cells.numbers, x_t.dtype)
         seen: dict[tuple[int, str], Tensor] = {}
-        tokens = net.tokens(net.centre(x_t, t / self.schedule.steps, cells.codes))
+        tokens = net.enter(x_t, t / self.schedule.steps, cells.codes)
         net.blocks_of(tokens, modulation, lambda layer, name, x: seen.__setitem__((layer, name), x))
         found = []
         for layer, block in enumerate(net.blocks):

@@ -38,6 +38,8 @@ class CellsToLearn(NamedTuple):
 class TransformerDiffusion(nn.Module):
     """``E_t w(t) |f(sqrt(a_t) x0 + sqrt(1 - a_t) eps, t, c) - target|^2``, and a head.
 
+    Means over genes; where counts are modelled, plus the mean over the directions of the linear start.
+
     Where counts are modelled, diffusion ends at the time ``last``, of signal share ``decode_signal``, and
     counts are drawn given the noised cell, as by the decoder of a variational diffusion model (Kingma et al.
     2021). There a cell's state can be told from all genes together, and the count of a single gene cannot:
@@ -117,7 +119,9 @@ class TransformerDiffusion(nn.Module):
         cells = start.centre(signal * batch.x0 + noise * eps, time, codes)
         rows = self.net.rows(time, codes, numbers, compute_dtype(batch.x0))
         wanted = target(start.kind, batch.x0 - cells.anchor, eps, signal, noise)
-        error = (self.net.centred(cells, rows) - wanted).square().mean(1)
+        missed = self.net.centred(cells, rows) - wanted
+        # how cells of a class differ lies in a few directions, which a mean over genes would hardly count
+        error = missed.square().mean(1) + (missed @ start.basis).square().mean(1)
         signal, noise = start.levels(self._last_of(batch.x0))
         scores = self._scores(signal * batch.x0 + noise * other, codes)
         counts = head.loss(scores, codes[:, 0], batch.counts, batch.totals, generator)

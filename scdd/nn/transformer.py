@@ -132,6 +132,10 @@ class DiffusionTransformerNet(nn.Module):
         self.leave: nn.Linear | PatchReadout
         if start is not None:
             self.leave = PatchReadout(genes, shape.patch, width)
+            scores = start.basis.shape[1]
+            self.state, self.move = nn.Linear(scores, width), nn.Linear(width, scores)
+            nn.init.zeros_(self.move.weight)
+            nn.init.zeros_(self.move.bias)
             code: dict[str, Any] = {"latent": shape.count_code, "kl_weight": shape.count_kl}
             self.counts = CountHead(start.basis.shape[1], genes, conditions[0], **code)
         else:
@@ -183,27 +187,37 @@ class DiffusionTransformerNet(nn.Module):
     def forward(self, x_t: Tensor, t: Tensor, codes: Tensor, numbers: Tensor) -> Clean:  # noqa: D102
         return self.clean(x_t, self.rows(t, codes, numbers, compute_dtype(x_t)), t, codes)
 
-    def centre(self, x_t: Tensor, t: Tensor, codes: Tensor) -> Tensor:
-        """What becomes tokens of noised cells [B, G]: all of them, or what the class's mean leaves."""
-        return x_t if self.start is None else self.start.centre(x_t, t, codes).x_t
+    def enter(self, x_t: Tensor, t: Tensor, codes: Tensor) -> Tensor:
+        """Tokens [B, N, D] of noised cells [B, G]; where counts are modelled the last is that of the state."""
+        return self.tokens(x_t) if self.start is None else self._enter(self.start.centre(x_t, t, codes))
+
+    def _enter(self, cells: Centred) -> Tensor:
+        """Tokens of what the mean of the class leaves, and one of where the cell lies within its class."""
+        assert self.start is not None, "the shape has counts=True"
+        state = self.state(self.start.scores(cells))
+        return torch.cat([self.tokens(cells.x_t), state[:, None]], 1)
 
     def clean(self, x_t: Tensor, rows: tuple[Tensor, ...], t: Tensor, codes: Tensor) -> Clean:
         """What the network says of noised cells [B, G] under rows of modulation [B, D]."""
         if self.start is not None:
             cells = self.start.centre(x_t, t, codes)
             return Clean(self.start.uncentred(self.centred(cells, rows), cells), None)
-        y = self._features(x_t, rows)
+        y = self._leave(self.tokens(x_t), rows)
         zero = None if self.zero is None else self.tokens.leave(self.zero(y)).float()
         return Clean(self.tokens.leave(self.leave(y)).float(), zero)
 
     def centred(self, cells: Centred, rows: tuple[Tensor, ...]) -> Tensor:
-        """The prediction [B, G] of cells around the means of their classes: linear, and what that leaves."""
-        assert self.start is not None, "the shape has counts=True"
-        return self.start.prediction(cells) + self.leave(self._features(cells.x_t, rows)).float()
+        """The prediction [B, G] of cells around the means of their classes: linear, and what that leaves.
 
-    def _features(self, x_t: Tensor, rows: tuple[Tensor, ...]) -> Tensor:
-        h = self.tokens(x_t).to(rows[0].dtype)
-        return modulate(self.blocks_of(h, rows), *rows[-2:])
+        The state is moved along the basis as a whole, genes each by their patch.
+        """
+        assert self.start is not None, "the shape has counts=True"
+        y = self._leave(self._enter(cells), rows)
+        moved = self.move(y[:, -1]).float() @ self.start.basis.mT
+        return self.start.prediction(cells) + moved + self.leave(y[:, :-1]).float()
+
+    def _leave(self, h: Tensor, rows: tuple[Tensor, ...]) -> Tensor:
+        return modulate(self.blocks_of(h.to(rows[0].dtype), rows), *rows[-2:])
 
     def loss(
         self, x0: Tensor, signal: Tensor, noise: Tensor, t: Tensor, codes: Tensor, numbers: Tensor, *,
