@@ -188,7 +188,7 @@ class DiffusionTransformerNet(nn.Module):
         return self.clean(x_t, self.rows(t, codes, numbers, compute_dtype(x_t)), t, codes)
 
     def enter(self, x_t: Tensor, t: Tensor, codes: Tensor) -> Tensor:
-        """Tokens [B, N, D] of noised cells [B, G]; where counts are modelled the last is that of the state."""
+        """Tokens [B, N, D] of noised cells [B, G]; where counts are modelled the last is of the state."""
         return self.tokens(x_t) if self.start is None else self._enter(self.start.centre(x_t, t, codes))
 
     def _enter(self, cells: Centred) -> Tensor:
@@ -213,7 +213,7 @@ class DiffusionTransformerNet(nn.Module):
         """
         assert self.start is not None, "the shape has counts=True"
         y = self._leave(self._enter(cells), rows)
-        moved = self.move(y[:, -1]).float() @ self.start.basis.mT
+        moved = self.move(y[:, -1].float()).float() @ self.start.basis.mT
         return self.start.prediction(cells) + moved + self.leave(y[:, :-1]).float()
 
     def _leave(self, h: Tensor, rows: tuple[Tensor, ...]) -> Tensor:

@@ -196,3 +196,35 @@ def test_no_sampler_longer_than_its_times(adata):
         InputError, match=r"sampling_steps=20; counts are drawn from time \d+ of timesteps=20"
     ):
         DiffusionTransformer(adata, **SMALL | {"timesteps": 20, "sampling_steps": 20}).fit(progress=False)
+
+
+def test_the_loss_counts_genes_and_directions_alike(model, adata):
+    """The mean over genes of what is missed, plus the mean over the directions within classes."""
+    net = model.net
+    assert net.net.start is not None
+    batch = model._to_learn(next(iter(model._loader(scdd.Atlas(adata), shuffle=False))))
+    with torch.no_grad():
+        net.net.eval()
+        whole = net.loss(batch, torch.Generator().manual_seed(0))["diffusion"]
+        seen = []
+        plain = net.net.centred
+
+        def watched(noised, rows):
+            seen.append((noised, plain(noised, rows)))
+            return seen[-1][1]
+
+        net.net.centred = watched
+        try:
+            net.loss(batch, torch.Generator().manual_seed(0))
+        finally:
+            del net.net.centred
+    noised, said = seen[0]
+    x0 = batch.x0 - noised.anchor
+    eps = (noised.x_t - noised.signal * x0) / noised.noise
+    wanted = {"v": noised.signal * eps - noised.noise * x0, "eps": eps, "x0": x0}[
+        model.config.parameterisation
+    ]
+    missed = said - wanted
+    error = missed.square().mean(1) + (missed @ net.net.start.basis).square().mean(1)
+    t = (net.schedule.alpha_bar[None] - noised.signal.square()).abs().argmin(1)
+    torch.testing.assert_close(whole, (net.weights[t] * error).mean(), rtol=1e-3, atol=1e-4)

@@ -7,6 +7,7 @@ from scdd.diffusion.parameterisation import clean_estimate
 from scdd.diffusion.samplers import plan, sample
 from scdd.diffusion.schedule import NoiseSchedule
 from scdd.nn.linear_start import LinearStart
+from scdd.nn.transformer import DiffusionTransformerNet, TransformerShape
 
 GENES, RANK, CLASSES = 12, 3, 2
 
@@ -90,3 +91,23 @@ def test_plans_end_at_the_last_time(sampler, steps):
         plan(schedule, sampler, steps, "v", last=1_000)
     with pytest.raises(ValueError, match=r"steps is 700; it lies in 1\.\.658"):
         plan(schedule, sampler, 700, "v", last=342)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "subspace"])
+def test_a_transformer_begins_as_it_and_moves_the_state_along_the_basis(mixer):
+    found, schedule = start()
+    torch.manual_seed(0)
+    shape = TransformerShape(patch=5, width=16, heads=2, depth=2, mixer=mixer, counts=True, linear_rank=RANK)
+    net = DiffusionTransformerNet(GENES, shape, conditions=[CLASSES], start=found)
+    x_t = torch.randn(4, GENES, generator=torch.Generator().manual_seed(1))
+    t, codes = torch.tensor([100, 400, 700, 900]) / schedule.steps, torch.tensor([[0], [1], [-1], [0]])
+    none = torch.zeros(4, 0)
+    cells = found.centre(x_t, t, codes)
+    begins = found.uncentred(found.prediction(cells), cells)
+    torch.testing.assert_close(net(x_t, t, codes, none).prediction, begins)
+    assert net.enter(x_t, t, codes).shape == (4, 3 + 1, 16)  # patches of 5 of 12 genes, and the state
+    with torch.no_grad():
+        net.move.weight.normal_()
+    moved = net(x_t, t, codes, none).prediction - begins
+    torch.testing.assert_close(moved @ found.basis @ found.basis.mT, moved, atol=1e-4, rtol=1e-4)
+    assert moved.norm(dim=1).min() > 0.1
