@@ -350,9 +350,8 @@ codes with those of held-out cells, class by class, mean over classes of 20 cell
 training cells in place of generated ones, and `variance ratio` is the variance within classes over that of held-out
 cells. `‖∂s/∂z‖` is the Frobenius norm of the Jacobian of expected log1p expression in the code (a clean latent for
 `code_then_noise` in one step, else noise). `cells/s` is all of `generate`, counts drawn. Fidelity is
-`scdd.fidelity` on one draw; *real cells* is its floor. The rows of seed 0 of pbmc3k are of `preset="fast"` with
-a negative-binomial head as it was before its dispersions moved faster (docs/generators.md); run again, the bench now
-trains `preset="counts"`.
+`scdd.fidelity` on one draw; *real cells* is its floor. Trained with
+`preset="counts"`.
 """
 
 

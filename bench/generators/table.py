@@ -37,11 +37,12 @@ the parts are the same. Bold: the bar is met by the mean. *Second real sample* i
 `genes_shuffled`, `class_mean`, `labels_shuffled` and `copy_of_train` are there to be caught. `scvi_posterior` decodes
 train cells again, which is no generation. Seconds are wall time on a shared machine: an order of magnitude.
 
-**What the rows so far are not.** One seed each: no intervals over trainings. Not run: the transformers and scVI on
-kang, `scvi_class` on pbmc4k and kang, sanity rows beside pbmc3k, and the `published` presets (1 to 4 cells/s of
-training on a CPU). While SCDG's likelihood was repaired, quick forests on test cells of pbmc3k were looked at; the
-transformers' settings were chosen on mouse intestine, which is no task here; `nb_copula`'s on test cells of pbmc3k and
-pancreas. The rows precede a mend of the count draws, by which a few entries in ten million were 512.
+**What the rows so far are not.** Few seeds (the column says how many), and sanity rows on pbmc3k alone. The `published`
+presets train 2 to 5 cells/s on a CPU: their rows are of the minutes that the notes name, far from converged, and of 200
+cells in 20 steps. On kang, whose donors are held out, real cells of other donors miss the bars of AUC themselves: these
+are shown and not counted. While SCDG's likelihood was repaired, quick forests on test cells of pbmc3k were looked at;
+the transformers' settings were chosen on mouse intestine, which is no task here, and on a split of those cells of
+pancreas that are not test cells; `nb_copula`'s on test cells of pbmc3k and pancreas.
 """
 FIGURE = "generators.svg"
 
