@@ -54,6 +54,16 @@ def test_both_samplers_find_the_cells_that_were_learnt():
         assert (found - cell).square().mean() < 0.1 * far
 
 
+def test_the_default_model_draws_counts():
+    noise = torch.randn(6, 100, generator=torch.Generator().manual_seed(1))
+    for white_box in (True, False):
+        for precision in ("32-true", "bf16-mixed"):
+            counts = sampling.default_model(noise, white_box=white_box, precision=precision)()
+            assert counts.shape == (6, 100)
+            assert torch.equal(counts, counts.round())
+            assert counts.sum() > 6 * 1_000
+
+
 def test_the_table(tmp_path):
     row = {"bench": "sampling speed", "model": "white_box", "way": "ours", "cells_per_s": 4.2, "rounds": 3}
     row |= {
@@ -67,7 +77,15 @@ def test_the_table(tmp_path):
     good = {"bench": "sampling quality", "data": "pbmc", "way": "ours", "cells": 9, "auc": 0.75}
     one = {"bench": "one step", "data": "pbmc", "cells": 100, "genes": 2000, "threads": 2}
     one |= {"cells_per_s": 11_000, "best_cells_per_s": 12_000, "cells_per_cpu_s": 7_000}
-    rows = [row, {**good, "mmd": 0.01}, {**good, "mmd": 0.03}, one]
+    step = {"operator": "training_step", "case": "white_box L=3 B=16", "rounds": 5}
+    steps = [
+        {**step, "dtype": dtype, "implementation": way, "p50_us": us}
+        for dtype, way, us in (
+            ("float32", "scdd", 2e3), ("float32", "published", 3e3),
+            ("bfloat16", "scdd", 1e3), ("bfloat16", "published", 1.2e3),
+        )
+    ]  # fmt: skip
+    rows = [row, {**good, "mmd": 0.01}, {**good, "mmd": 0.03}, one, *steps]
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     command = [sys.executable, BENCH / "sampling.py", "table", path]
@@ -75,3 +93,5 @@ def test_the_table(tmp_path):
     assert "| white_box | ours | 4.2 | 5.1 | 21.3x | 22.4x | 3 |" in shown
     assert "| ours | 0.02000 (range 0.02000) | 0.750 | 2 |" in shown
     assert "| pbmc | 2000 | 100 | 11,000 | 12,000 | 7,000 | 2 |" in shown
+    assert "| white_box L=3 B=16 | float32 | scdd | 2 | 1.50x | 5 |" in shown
+    assert "| white_box L=3 B=16 | bfloat16 | scdd | 1 | 1.20x | 5 |" in shown
