@@ -33,6 +33,6 @@ def draw(frame: pd.DataFrame, path: Path) -> None:
         axes.axvline(most, linestyle="--", color="0.4", linewidth=1)
         axes.axvline(0.5, color="0.8", linewidth=1)
         axes.set(title=title, xlim=(0.45, 1.02), yticks=range(len(methods)), yticklabels=methods)
-    figure.axes[1].legend(fontsize=8, loc="lower right")
+    figure.axes[1].legend(fontsize=8, loc="upper right")
     with mpl.rc_context({"svg.hashsalt": "scdd"}):
         figure.savefig(path, format="svg", metadata={"Date": None})
